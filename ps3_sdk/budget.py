@@ -1,0 +1,49 @@
+"""How many patches of each high-res scale an ask may look at."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import _core
+from .errors import BudgetError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """looks: per look, patches per high-res scale (scales ascending) | notes: what was changed in what the user asked for."""
+    looks: list[list[int]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_patches(self) -> int:
+        return sum(map(sum, self.looks))
+
+
+def plan(geometry: dict, tokens: int | None = None, looks: int | str | None = None, scales: int | None = None) -> Budget:
+    """The reference's budget rules, for one frame.
+
+    Args:
+        geometry: the manifest's.
+        tokens: high-res patches to look at, 0 for the low-res pass alone; a few less may be taken, since every scale's share
+            is rounded down. Default: one look of the model's own size (2559 for the 4K models).
+        looks: instead of tokens, how many full looks, or "all" for every patch of every scale.
+        scales: look only at the first `scales` high-res scales (those left out still get one patch a look, as in PS3).
+    Raises:
+        BudgetError: negative, both given, or not whole numbers.
+    Source: PS3 @ f7e3fd4, get_selection_maps and forward; zero looks and budgets too small for one patch are allowed here.
+    """
+    if tokens is not None and looks is not None:
+        raise BudgetError("[budget] tokens and looks are both given; they are two ways to say the same. Pass one of them.")
+    for name, value in (("tokens", tokens), ("looks", looks if looks != "all" else 0), ("scales", scales)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise BudgetError(f"[budget] {name} is {value!r}; it must be a whole number of at least 0{' or all' if name == 'looks' else ''}.")
+    high = geometry["scales_px"][1:]
+    if scales is not None and not 1 <= scales <= len(high):
+        raise BudgetError(f"[budget] scales is {scales}; this model has {len(high)} high-res scales. Pass 1 to {len(high)}.")
+    capacity = [(px // geometry["patch_px"]) ** 2 for px in high]
+    reachable = sum(capacity[:scales])
+    notes = []
+    if tokens is not None and tokens > reachable:
+        notes.append(f"{tokens} patches were asked for; the model has {reachable}, all of them are taken")
+        tokens, looks = None, "all"
+    arguments = dict(num_tokens=tokens) if tokens is not None else dict(all=True) if looks == "all" else dict(num_looks=1 if looks is None else looks)
+    return Budget(_core.plan_looks(capacity, geometry["per_look"], first_scales=scales, **arguments), tuple(notes))

@@ -1,0 +1,19 @@
+"""What a runtime adapter offers. An adapter module has one function, `load(bundle, name, threads) -> Network`.
+
+`bundle` is an open ps3_sdk.bundle.Bundle, `name` a key of its manifest's `networks`, `threads` the CPU threads to use
+(0: all cores). It raises RuntimeMissingError when its package is not installed and RuntimeFailedError when the network
+cannot be loaded or run; messages start with the adapter's name in brackets.
+"""
+from __future__ import annotations
+
+from typing import Mapping, Protocol, Sequence
+
+import numpy as np
+
+
+class Network(Protocol):
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """Run once. Inputs and outputs are named, typed and shaped as in the manifest; only `outputs` are returned.
+
+        Safe to call from several threads at once. What comes out may be passed in again without a copy.
+        """
