@@ -1,0 +1,25 @@
+"""ps3_sdk: see a whole frame once at low resolution, and for a prompt only the high-res patches that matter.
+
+    import ps3_sdk
+    session = ps3_sdk.Session("engine.plan")            # Session() opens the embedded default
+    answer = session.ask("frame.jpg", "the exit sign")
+    print(answer); answer.save_overlay("seen.jpg")
+"""
+from pathlib import Path as _Path
+
+from .answer import Answer, Choice, Region, Timing
+from .bundle import Bundle
+from .errors import (BudgetError, BundleError, ClosedError, ExportError, InputError, Ps3Error, RuntimeFailedError,
+                     RuntimeMissingError)
+from .frame import Frame
+from .look import Encoding, Look
+from .session import Session
+
+__version__ = "0.1.0"
+__all__ = ["Answer", "BudgetError", "Bundle", "BundleError", "Choice", "ClosedError", "Encoding", "ExportError", "Frame", "InputError", "Look",
+           "Ps3Error", "Region", "RuntimeFailedError", "RuntimeMissingError", "Session", "Timing", "cmake_dir"]
+
+
+def cmake_dir() -> str:
+    """Folder to pass as CMAKE_PREFIX_PATH so that C++ projects find_package(ps3)."""
+    return str(_Path(__file__).parent / "cpp")

@@ -1,0 +1,182 @@
+"""The `ps3` command: ask, encode, export, info, bench, doctor. Answers go to stdout, progress and errors to stderr."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from .errors import InputError, Ps3Error
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130      # argparse itself exits with 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except Ps3Error as error:
+        print(f"ps3: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("ps3: interrupted; nothing half-written was left behind", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:         # `ps3 info | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ps3", description="See detail in 4K frames: one low-res look, then only the patches a prompt needs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    def bundle_and_threads(sub) -> None:
+        sub.add_argument("--bundle", metavar="PLAN", help="engine.plan to use (default: the embedded one)")
+        sub.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+
+    def frame(sub) -> None:
+        sub.add_argument("frame", metavar="FRAME", help="picture file, or - for an encoded picture on stdin")
+
+    ask = command("ask", _ask, "answer one question about a frame")
+    frame(ask)
+    ask.add_argument("prompt", metavar="PROMPT", help="what to look for; \"\" picks by saliency alone")
+    bundle_and_threads(ask)
+    ask.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode (default: one look of the model)")
+    ask.add_argument("--choices", nargs="+", metavar="TEXT", help="rank these answers")
+    ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
+    ask.add_argument("--overlay", metavar="PICTURE", help="draw what was looked at on the frame, .jpg or .png")
+
+    encode = command("encode", _encode, "write PS3's tokens, probability maps and picked patches to an .npz")
+    frame(encode)
+    bundle_and_threads(encode)
+    query = encode.add_mutually_exclusive_group()
+    query.add_argument("--prompt", default="", metavar="TEXT", help="what to look for (default: bottom-up)")
+    query.add_argument("--prompt-embedding", metavar="NPY", help="a prompt vector, (width,) float, as .npy")
+    amount = encode.add_mutually_exclusive_group()
+    amount.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode")
+    amount.add_argument("--looks", type=int, metavar="N", help="full looks (default 1)")
+    amount.add_argument("--all", action="store_true", help="every patch of every scale")
+    encode.add_argument("-o", "--output", required=True, metavar="NPZ")
+
+    export = command("export", _export, "turn a checkpoint folder or hub id into an engine.plan")
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, or hub id such as nvidia/PS3-4K-SigLIP2")
+    export.add_argument("-o", "--output", required=True, metavar="PLAN")
+    export.add_argument("--revision", help="hub revision")
+    export.add_argument("--tokenizer", metavar="JSON", help="tokenizer.json to use when the checkpoint has none")
+
+    info = command("info", _info, "print a bundle's data sheet")
+    info.add_argument("bundle", nargs="?", metavar="PLAN", help="default: the embedded bundle")
+    info.add_argument("--json", action="store_true", help="print the manifest itself")
+
+    bench = command("bench", _bench, "time every stage on this machine")
+    bundle_and_threads(bench)
+    bench.add_argument("--frame", metavar="PICTURE", help="default: seeded noise of 3840x2160")
+    bench.add_argument("--prompt", default="", metavar="TEXT")
+    bench.add_argument("--tokens", type=int, metavar="N")
+    bench.add_argument("--runs", type=int, default=10)
+    bench.add_argument("--json", action="store_true")
+
+    command("doctor", _doctor, "check this installation and say what is missing")
+    return parser
+
+
+def _session(options):
+    from .session import Session
+    return Session(options.bundle, threads=options.threads)
+
+
+def _frame(options):
+    return sys.stdin.buffer.read() if options.frame == "-" else options.frame
+
+
+def _ask(options) -> None:
+    with _session(options) as session:
+        answer = session.ask(_frame(options), options.prompt, tokens=options.tokens, choices=options.choices)
+        if options.overlay:
+            answer.save_overlay(options.overlay)
+    print(answer.to_json() if options.json else answer)
+    if options.overlay:
+        print(f"{answer.headline()} -> {options.overlay}", file=sys.stderr if options.json else sys.stdout)
+
+
+def _encode(options) -> None:
+    embedding = None
+    if options.prompt_embedding:
+        try:
+            embedding = np.load(options.prompt_embedding, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"[encode] {options.prompt_embedding} cannot be read as a vector: {error}. Write it with numpy.save, float32.") from error
+    with _session(options) as session:
+        encoding = session.encode(_frame(options), options.prompt, prompt_embedding=embedding, tokens=options.tokens,
+                                  looks="all" if options.all else options.looks)
+    arrays = {"tokens": encoding.tokens}
+    for px, ids in encoding.picked.items():
+        arrays[f"prob_{px}"], arrays[f"picked_{px}"] = encoding.prob_at(px), ids
+    _write_npz(Path(options.output), arrays)
+    for note in encoding.notes:
+        print(f"ps3: {note}", file=sys.stderr)
+    picked = ", ".join(f"{len(ids)} of {px} px" for px, ids in encoding.picked.items())
+    print(f"{options.output}: {len(encoding.tokens)} tokens of width {encoding.tokens.shape[1]} ({encoding.num_low} low-res; {picked}) in {encoding.timing.total_ms:.0f} ms")
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Beside the target, then renamed: a full disk or a stop leaves what was there."""
+    beside = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
+            beside = file.name
+            np.savez(file, **arrays)
+        os.chmod(beside, 0o666 & ~_umask())
+        os.replace(beside, path)
+    except OSError as error:
+        raise InputError(f"[encode] {path} cannot be written: {error.strerror or error}. Choose a writable place with room.") from error
+    finally:
+        if beside and os.path.exists(beside):
+            os.unlink(beside)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _export(options) -> None:
+    try:
+        from .export.make_bundle import make_bundle
+    except ImportError as error:
+        from .errors import RuntimeMissingError
+        raise RuntimeMissingError(f"[export] {error.name} is not installed, exporting needs it. pip install 'ps3_sdk[export]'") from error
+    make_bundle(options.checkpoint, options.output, revision=options.revision, tokenizer=options.tokenizer,
+                progress=lambda line: print(line, file=sys.stderr, flush=True))
+    print(f"{options.output}: ready. ps3 info {options.output}")
+
+
+def _info(options) -> None:
+    from .bundle import Bundle, describe
+    from .session import DEFAULT_BUNDLE
+    with Bundle.open(options.bundle or DEFAULT_BUNDLE) as bundle:
+        print(json.dumps(bundle.manifest, indent=2) if options.json else describe(bundle))
+
+
+def _bench(options) -> None:
+    from .measure import bench
+    with _session(options) as session:
+        result = bench(session, options.frame, options.prompt, options.tokens, options.runs)
+    print(json.dumps(result) if options.json else result.pop("table"))
+
+
+def _doctor(options) -> int:
+    from .measure import doctor
+    lines, healthy = doctor()
+    print("\n".join(lines))
+    return 0 if healthy else EXIT_FAILED

@@ -1,0 +1,72 @@
+"""What `ps3 bench` and `ps3 doctor` print: timings per stage, and what this installation has and lacks."""
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+import numpy as np
+
+from . import _core
+from .errors import InputError, Ps3Error
+from .frame import Frame
+from .session import DEFAULT_BUNDLE, Session
+
+EXTRAS = {"export": ("torch", "onnx", "safetensors"), "trt": ("tensorrt",), "trt-rtx": ("tensorrt_rtx",), "gpu": ("onnxruntime-gpu",)}
+
+
+def machine() -> str:
+    """One line: processor, cores this process may use, system, Python."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            name = next((line.split(":", 1)[1].strip() for line in file if line.lower().startswith("model name")), name)
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def bench(session: Session, frame=None, prompt: str = "", tokens: int | None = None, runs: int = 10) -> dict:
+    """Ask `runs` times after one warm-up. Returns percentiles per stage in ms and a printable table."""
+    if runs < 1:
+        raise InputError(f"[bench] runs is {runs}; it must be at least 1.")
+    noise = lambda: np.random.default_rng(0).integers(0, 256, (2160, 3840, 3), np.uint8)
+    frame = Frame.of(noise() if frame is None else frame)
+    session.ask(frame, prompt, tokens=tokens)
+    answers = [session.ask(frame, prompt, tokens=tokens) for _ in range(runs)]
+    timings = [answer.timing.stages_ms for answer in answers]
+    rows = {stage: [timing.get(stage, 0.0) for timing in timings] for stage in timings[0]}
+    rows["ask"] = [answer.timing.total_ms for answer in answers]
+    figures = {stage: {f"p{p}": round(float(np.percentile(values, p)), 3) for p in (50, 95, 99)} for stage, values in rows.items()}
+    picked = sum(len(ids) for ids in answers[0].picked.values())
+    lines = [machine(), f"{session.bundle.manifest['model']['name']}, frame {frame.width}x{frame.height}, {picked} high-res patches, {runs} runs after a warm-up",
+             f"{'ms':<14}{'p50':>10}{'p95':>10}{'p99':>10}"]
+    lines += [f"{stage:<14}" + "".join(f"{value:>10.2f}" for value in row.values()) for stage, row in figures.items()]
+    return {"machine": machine(), "frame": [frame.height, frame.width], "patches": picked, "runs": runs, "ms": figures, "table": "\n".join(lines)}
+
+
+def doctor() -> tuple[list[str], bool]:
+    """Returns lines to print and whether `ps3 ask` works here."""
+    core = _core.build_info()
+    lines = [f"machine     {machine()}", "core        " + ", ".join(f"{key} {value}" for key, value in core.items())]
+    for package in ("ps3_sdk", "numpy", "pillow", "onnxruntime", "tokenizers"):
+        lines.append(f"{package:<12}{_version(package) or 'MISSING: pip install ' + package}")
+    for extra, packages in EXTRAS.items():
+        missing = [package for package in packages if _version(package) is None]
+        state = f"not installed ({', '.join(missing)}): pip install 'ps3_sdk[{extra}]'" if missing else ", ".join(f"{p} {_version(p)}" for p in packages)
+        lines.append(f"{'[' + extra + ']':<12}{state}")
+    try:
+        with Session() as session:
+            answer = session.ask(np.zeros((378, 378, 3), np.uint8), "a sign", tokens=16)
+        lines.append(f"bundle      {DEFAULT_BUNDLE.name} opens, every hash is right, one ask took {answer.timing.total_ms:.0f} ms")
+        return lines + ["all is well"], True
+    except Ps3Error as error:
+        return lines + [f"bundle      FAILED: {error}"], False
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,243 @@
+"""Session: an open bundle and the stages it runs. Session().ask(frame, prompt) is the main job."""
+from __future__ import annotations
+
+import importlib
+import threading
+from collections import OrderedDict
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+
+from . import _core, budget
+from .answer import Answer, Choice, Timing
+from .bundle import Bundle
+from .errors import BundleError, ClosedError, InputError
+from .frame import Frame
+from .look import Encoding, Look
+from .prompt import Prompt, PromptTokenizer
+
+DEFAULT_BUNDLE = Path(__file__).parent / "assets" / "default.plan"
+RUNTIMES = {"onnxruntime": "ps3_sdk.runtimes.ort"}      # manifest's word -> adapter module, imported when needed
+PROMPTS_KEPT = 256
+
+
+class Session:
+    """An engine.plan, ready to be asked.
+
+    Args:
+        bundle: path of an engine.plan; default: the one embedded in the package.
+        threads: CPU threads for networks and ops; 0 takes all cores.
+        verify: compare every byte with the hashes in the manifest first (about one second for 1.6 GB).
+    Raises:
+        BundleError: the file is missing, damaged or not a bundle. RuntimeMissingError: its runtime is not installed.
+
+    A session may be used from several threads at once. Close it, or use it in a `with` block.
+    """
+
+    def __init__(self, bundle: str | Path | None = None, *, threads: int = 0, verify: bool = True):
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
+            raise InputError(f"[session] threads is {threads!r}; it must be a whole number of at least 0 (0: all cores).")
+        self.threads = threads
+        self.bundle = Bundle.open(bundle if bundle is not None else DEFAULT_BUNDLE, verify=verify)
+        try:
+            manifest = self.bundle.manifest
+            self.geometry = manifest["geometry"]
+            self.patch_px, self.base_px = self.geometry["patch_px"], self.geometry["scales_px"][-1]
+            self.notes = _notes(manifest)
+            self._tables = self.bundle.tensors("tables.safetensors")
+            self._networks = {name: self._load(name, entry["runtime"]) for name, entry in manifest["networks"].items()}
+            self._tokenizer = PromptTokenizer(self.bundle) if manifest["text"] else None
+        except BaseException:
+            self.bundle.close()
+            raise
+        self._prompts: OrderedDict[str, Prompt] = OrderedDict()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    # -- what users call ------------------------------------------------------------------------------------------
+
+    def ask(self, frame, prompt: str = "", *, prompt_embedding=None, tokens: int | None = None, looks: int | str | None = None,
+            scales: int | None = None, choices: list[str] | None = None, format: str | None = None) -> Answer:
+        """Look at a frame and answer one question about it.
+
+        Args:
+            frame: whatever Frame.of takes: uint8 array, PIL image, path, encoded bytes, DLPack tensor, Frame.
+            prompt: what to look for; empty means bottom-up, by saliency alone.
+            prompt_embedding: (width,) f32 instead of a text, e.g. for bundles without a text tower.
+            tokens: high-res patches to encode; 0 is the low-res pass alone, more than there are is clamped and noted.
+            looks: instead of tokens, how many full looks (default 1), or "all".
+            scales: look only at the first high-res scales.
+            choices: texts to rank by contrast with what was seen.
+            format: pixel format of an array, e.g. "BGR" for OpenCV frames, "NV12" or "YUYV" for cameras.
+        Returns:
+            Answer: ranked regions in frame pixels, what was picked, milliseconds per stage, choices when given.
+        Raises:
+            InputError for a frame, prompt or budget that can't be used; ClosedError after close().
+        """
+        return self.look(frame, format=format).ask(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales, choices=choices)
+
+    def encode(self, frame, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, format=None) -> Encoding:
+        """PS3's own output: tokens, probability map, picked patches, feature maps. Arguments as in ask()."""
+        return self.look(frame, format=format).encode(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales)
+
+    def look(self, frame, *, format: str | None = None) -> Look:
+        """encode_low once; ask the Look that comes back many questions."""
+        self._open()
+        frame, timing = Frame.of(frame, format=format), Timing()
+        with timing.stage("encode_low"):
+            tokens, kv, features = self.encode_low(frame)
+            low_features, view_features = self._score_features(frame, features)
+        return Look(self, frame, tokens, kv, low_features, view_features, timing)
+
+    def close(self) -> None:
+        """Free networks and unmap the bundle. A second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._networks, self._tables = {}, {}
+            self.bundle.close()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Session({str(self.bundle.path)!r}, model={self.bundle.manifest['model']['name']!r}{', closed' if self._closed else ''})"
+
+    # -- the stages -----------------------------------------------------------------------------------------------
+
+    def encode_low(self, frame: Frame) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+        """The whole frame at the lowest scale.
+
+        Returns tokens (low-res tokens, width), K/V by input name of the next pass, features (1, low-res tokens, feature_width).
+        """
+        px, depth = self.geometry["scales_px"][0], self.geometry["depth"]
+        ids = np.arange((px // self.patch_px) ** 2, dtype=np.int32)
+        inputs = self._encode_inputs(self._patches(frame, px, self.patch_px, ids), self._position(px, ids), self._no_past(), len(ids))
+        keys = [f"{kind}_{i}" for kind in ("key", "value") for i in range(depth)]
+        out = self._run("encode", inputs, ["tokens", "features", *keys])
+        return out["tokens"][0], {f"past_{key}": out[key] for key in keys}, out["features"]
+
+    def encode_prompt(self, text: str = "", embedding=None, timing: Timing | None = None) -> Prompt:
+        """A text, a vector or nothing (the model's prior) -> the prompt vector. Texts are encoded once and kept."""
+        self._open()
+        with timing.stage("encode_prompt") if timing else nullcontext():
+            if embedding is not None:
+                return Prompt(text if isinstance(text, str) else "", self._vector(embedding), None)
+            if not isinstance(text, str):
+                raise InputError(f"[encode_prompt] the prompt is {type(text).__name__}; it must be a str. Pass vectors as prompt_embedding=.")
+            if not text.strip():
+                return Prompt("", np.asarray(self._tables["prior_prompt"]), None, ("empty prompt: patches are picked bottom-up, by saliency",))
+            with self._lock:
+                known = self._prompts.get(text)
+            if known is None:
+                known = self._encode_text(text)
+                with self._lock:
+                    self._prompts[text] = known
+                    while len(self._prompts) > PROMPTS_KEPT:
+                        self._prompts.popitem(last=False)
+            return known
+
+    def score(self, look: Look, prompt: Prompt) -> np.ndarray:
+        """(g, g) f32 in (0, 1): how much the prompt cares about each place of the frame."""
+        self._open()
+        return _core.score(look.low_features, look.view_features, prompt.vector, self._tables.get("view_prompt_weight"), self._tables.get("view_prompt_bias"))
+
+    def select(self, prob: np.ndarray, scale_px: int, count: int, taken: np.ndarray) -> np.ndarray:
+        """The `count` best free patches of a scale as ascending int32 ids; ties go to the lower id; marks them taken."""
+        n = scale_px // self.patch_px
+        return _core.select(prob, n, n, count, taken)
+
+    def gather(self, frame: Frame, picks: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Cut picked patches of all scales out of the frame: patches (n, 3 * patch * patch), position rows (n, width)."""
+        self._open()
+        return (np.concatenate([self._patches(frame, px, self.patch_px, ids) for px, ids in picks.items()]),
+                np.concatenate([self._position(px, ids) for px, ids in picks.items()]))
+
+    def encode_high(self, patches: np.ndarray, position: np.ndarray, kv: dict[str, np.ndarray]) -> np.ndarray:
+        """(n, width) f32 tokens of picked patches, which attend to the low-res keys and values and to each other."""
+        if not len(patches):
+            return np.empty((0, self.geometry["width"]), np.float32)
+        return self._run("encode", self._encode_inputs(patches, position, kv, 0), ["tokens"])["tokens"][0]
+
+    def rank(self, choices: list[str], encoding: Encoding, timing: Timing) -> list[Choice]:
+        """Choices by cosine between their text feature and the pooled feature of the high-res tokens (low-res without any)."""
+        if "pool" not in self._networks or self._tokenizer is None:
+            raise InputError(f"[decode] {self.bundle.path} has no text tower, so choices cannot be compared. Export the full PS3 checkpoint, not its vision part.")
+        texts = [self.encode_prompt(choice, None, timing).pooled for choice in choices]
+        with timing.stage("decode"):
+            seen = encoding.high_tokens if len(encoding.high_tokens) else encoding.tokens
+            pooled = self._run("pool", {"tokens": seen[None]}, ["pooled"])["pooled"][0]
+            cosines = [float(text @ pooled / max(np.linalg.norm(text) * np.linalg.norm(pooled), 1e-12)) for text in texts]
+            ranked = [Choice(text, cosine) for text, cosine in zip(choices, cosines)]
+            return sorted(ranked, key=lambda choice: -choice.similarity)
+
+    def budget(self, tokens=None, looks=None, scales=None) -> budget.Budget:
+        """What a budget comes to, per look and high-res scale."""
+        return budget.plan(self.geometry, tokens, looks, scales)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _load(self, name: str, runtime: str):
+        if runtime not in RUNTIMES:
+            raise BundleError(f"[session] {name} of {self.bundle.path} was built for the runtime {runtime!r}; this version runs {', '.join(RUNTIMES)}. Upgrade ps3_sdk.")
+        return importlib.import_module(RUNTIMES[runtime]).load(self.bundle, name, self.threads)
+
+    def _open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"[session] the session of {self.bundle.path} is closed; open a new one: ps3_sdk.Session(...).")
+
+    def _run(self, name: str, inputs, outputs):
+        self._open()
+        return self._networks[name].run(inputs, outputs)
+
+    def _patches(self, frame: Frame, size_px: int, patch_px: int, ids: np.ndarray) -> np.ndarray:
+        return _core.gather(frame.core, self.base_px, size_px, patch_px, ids, self.geometry["mean"], self.geometry["std"], self.threads)
+
+    def _position(self, size_px: int, ids: np.ndarray) -> np.ndarray:
+        g = self.geometry["position_grid"]
+        return _core.position_rows(self._tables["position"], g, size_px // self.patch_px, ids, self._tables.get(f"position_residual_{size_px}"),
+                                   self.geometry["position"] == "crop", self.threads)
+
+    def _no_past(self) -> dict[str, np.ndarray]:
+        empty = np.empty((1, self.geometry["heads"], 0, self.geometry["width"] // self.geometry["heads"]), np.float32)
+        return {f"past_{kind}_{i}": empty for kind in ("key", "value") for i in range(self.geometry["depth"])}
+
+    @staticmethod
+    def _encode_inputs(patches, position, past, keep: int) -> dict[str, np.ndarray]:
+        return {"patches": patches[None], "position": position[None], "keep": np.array([keep], np.int64), **past}
+
+    def _score_features(self, frame: Frame, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        view_px, patch = self.geometry["view_px"], self.geometry["view_patch_px"]
+        if view_px is None:
+            return self._run("score_features", {"features": features}, ["low_features"])["low_features"][0], None
+        ids = np.arange((view_px // patch) ** 2, dtype=np.int32)
+        view = self._patches(frame, view_px, patch, ids)
+        out = self._run("score_features", {"features": features, "view": view[None]}, ["low_features", "view_features"])
+        return out["low_features"][0], out["view_features"][0]
+
+    def _encode_text(self, text: str) -> Prompt:
+        if self._tokenizer is None:
+            raise InputError(f"[encode_prompt] {self.bundle.path} has no text tower, so it cannot read {text[:40]!r}. "
+                             f"Pass prompt_embedding=, a vector of {self.geometry['width']} floats, or an empty prompt for bottom-up.")
+        ids, notes = self._tokenizer(text)
+        out = self._run("encode_prompt", {"ids": ids}, ["pooled", "prompt"])
+        return Prompt(text, out["prompt"][0], out["pooled"][0], tuple(notes))
+
+    def _vector(self, embedding) -> np.ndarray:
+        width = self.geometry["width"]
+        vector = np.asarray(embedding)
+        if vector.dtype.kind != "f" or vector.size != width or vector.shape not in ((width,), (1, width)):
+            raise InputError(f"[encode_prompt] prompt_embedding is {vector.dtype} {vector.shape}; this model takes ({width},) float32.")
+        vector = np.ascontiguousarray(vector.reshape(width), np.float32)
+        if not np.isfinite(vector).all():
+            raise InputError(f"[encode_prompt] prompt_embedding holds {int((~np.isfinite(vector)).sum())} NaN or infinite values. Check what made it.")
+        return vector
+
+
+def _notes(manifest: dict) -> tuple[str, ...]:
+    if manifest["model"]["weights"] == "random":
+        return ("this bundle's weights are random: what it picks and ranks means nothing",)
+    return ()
