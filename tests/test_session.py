@@ -1,0 +1,187 @@
+"""What Session promises: the answer's parts, reuse of a look, budgets, and clear refusals of bad input."""
+import threading
+
+import numpy as np
+import pytest
+
+import ps3_sdk
+from ps3_sdk import errors
+
+HIGH = {756: 54, 1512: 108, 3780: 270}
+
+
+def test_ask_runs_every_stage_on_a_real_photograph(session, photo_path):
+    answer = session.ask(photo_path, "the name plate of a boat")
+    assert list(answer.timing.stages_ms) == ["encode_low", "encode_prompt", "score", "select", "gather", "encode_high"]
+    assert {px: len(ids) for px, ids in answer.picked.items()} == {756: 85, 1512: 341, 3780: 2133}
+    assert answer.frame_size == (2160, 3840) and answer.prob.shape == (27, 27)
+    assert answer.regions and all(0 <= x0 < x1 <= 3840 and 0 <= y0 < y1 <= 2160 for x0, y0, x1, y1 in (region.box_px for region in answer.regions))
+    assert any("random" in note for note in answer.notes)
+
+
+def test_what_is_picked_is_the_best_of_the_map(session, photo):
+    encoding = session.encode(photo, "a boat")
+    for px, ids in encoding.picked.items():
+        prob = encoding.prob_at(px).reshape(-1)
+        assert np.all(np.diff(ids) > 0)
+        assert prob[ids].min() >= np.delete(prob, ids).max()
+
+
+def test_look_shares_the_low_res_pass(session, photo):
+    look = session.look(photo)
+    first, second = look.ask("a boat"), look.ask("the sky")
+    assert first.timing.stages_ms["encode_low"] == second.timing.stages_ms["encode_low"] == look.timing.stages_ms["encode_low"]
+    assert np.array_equal(first.prob, session.ask(photo, "a boat").prob)
+    assert not np.array_equal(first.prob, second.prob)
+
+
+def test_encode_returns_ps3s_own_output(session, photo):
+    encoding = session.encode(photo, "a boat", tokens=100)
+    picked = sum(len(ids) for ids in encoding.picked.values())
+    assert encoding.tokens.dtype == np.float32 and encoding.tokens.shape == (729 + picked, session.geometry["width"])
+    assert 97 <= picked <= 100
+    maps = encoding.feature_maps()
+    assert {px: value.shape[1:] for px, value in maps.items()} == {378: (27, 27), 756: (54, 54), 1512: (108, 108), 3780: (270, 270)}
+    start = 729
+    for px, ids in encoding.picked.items():
+        flat = maps[px].reshape(maps[px].shape[0], -1)
+        assert np.array_equal(flat[:, ids].T, encoding.tokens[start:start + len(ids)])
+        assert not flat[:, np.setdiff1d(np.arange(flat.shape[1]), ids)].any()
+        start += len(ids)
+
+
+def test_two_looks_take_different_patches_and_keep_each_looks_tokens(session, photo):
+    one, two = session.encode(photo, "a boat", looks=1), session.encode(photo, "a boat", looks=2)
+    offset_one = offset_two = 729
+    for px in HIGH:
+        assert len(two.picked[px]) == len(np.unique(two.picked[px])) == 2 * len(one.picked[px])
+        shared = np.isin(two.picked[px], one.picked[px])
+        assert shared.sum() == len(one.picked[px])
+        first = two.tokens[offset_two:offset_two + len(shared)][shared]     # looks do not see each other
+        assert np.allclose(first, one.tokens[offset_one:offset_one + len(one.picked[px])], atol=1e-4)
+        offset_one, offset_two = offset_one + len(one.picked[px]), offset_two + len(shared)
+
+
+def test_every_pixel_format_of_one_picture_gives_the_same_answer(session, photo):
+    rgb = session.ask(photo, "a boat", tokens=64)
+    bgr = session.ask(np.ascontiguousarray(photo[..., ::-1]), "a boat", tokens=64, format="BGR")
+    rgba = session.ask(np.dstack([photo, np.zeros(photo.shape[:2], np.uint8)]), "a boat", tokens=64)
+    padded = np.zeros((2160, 4000, 3), np.uint8)
+    padded[:, :3840] = photo
+    for other in (bgr, rgba, session.ask(padded[:, :3840], "a boat", tokens=64)):
+        assert np.array_equal(rgb.prob, other.prob)
+
+
+def test_choices_are_ranked_by_similarity(session, photo):
+    answer = session.ask(photo, "the boat", choices=["red", "green", "blue"], tokens=64)
+    assert {choice.text for choice in answer.choices} == {"red", "green", "blue"}
+    assert [c.similarity for c in answer.choices] == sorted((c.similarity for c in answer.choices), reverse=True)
+    assert answer.text == answer.choices[0].text
+    assert "decode" in answer.timing.stages_ms
+
+
+def test_empty_prompt_is_bottom_up(session, photo):
+    answer = session.ask(photo, "  ", tokens=16)
+    assert any("bottom-up" in note for note in answer.notes)
+    assert not np.array_equal(answer.prob, session.ask(photo, "a boat", tokens=16).prob)
+
+
+def test_prompt_of_ten_thousand_words_is_cut_and_said_so(session, photo):
+    answer = session.ask(photo, "boat " * 10_000, tokens=16)
+    assert any("reads the first" in note for note in answer.notes)
+
+
+def test_budget_of_zero_is_low_res_only(session, photo):
+    encoding = session.encode(photo, "a boat", tokens=0)
+    assert len(encoding.tokens) == 729 and all(len(ids) == 0 for ids in encoding.picked.values())
+    assert session.ask(photo, "a boat", tokens=0).regions == []
+
+
+def test_budget_above_all_patches_is_clamped_and_said_so(session):
+    plan = session.budget(10**6)
+    assert plan.num_patches == sum(n * n for n in HIGH.values())
+    assert "1000000" in plan.notes[0]
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (dict(tokens=-1), "tokens is -1"), (dict(tokens=1.5), "tokens is 1.5"), (dict(tokens=True), "tokens is True"),
+    (dict(looks=-2), "looks is -2"), (dict(looks="many"), "looks is 'many'"), (dict(tokens=5, looks=1), "both given"), (dict(scales=4), "scales is 4"),
+])
+def test_bad_budgets_are_refused(session, photo, arguments, says):
+    with pytest.raises(errors.BudgetError, match=says):
+        session.ask(photo, "a boat", **arguments)
+
+
+@pytest.mark.parametrize("frame, says", [
+    (np.zeros((10, 10, 3), np.float32), "float32"), (np.zeros((2, 10, 10, 3), np.uint8), "shape"), (np.zeros((0, 10, 3), np.uint8), "no pixel"),
+    (np.zeros((10, 10, 3), np.uint8)[::-1], "negative strides"), ("no/such/frame.jpg", "no/such/frame.jpg"), (b"not a picture", "picture"), (None, "NoneType"), (7, "int"),
+])
+def test_bad_frames_are_refused(session, frame, says):
+    with pytest.raises(errors.InputError, match=says):
+        session.ask(frame, "a boat")
+
+
+def test_a_frame_of_one_pixel_is_answered(session):
+    answer = session.ask(np.full((1, 1, 3), 200, np.uint8), "a boat", tokens=32)
+    assert np.isfinite(answer.prob).all() and all(region.box_px == (0, 0, 1, 1) for region in answer.regions)
+
+
+@pytest.mark.parametrize("vector, says", [
+    (np.full(48, np.nan, np.float32), "48 NaN"), (np.zeros(7, np.float32), r"\(7,\)"), (np.zeros(48, np.int64), "int64"), ("text", "<U4"),
+])
+def test_bad_prompt_embeddings_are_refused(session, photo, vector, says):
+    assert session.geometry["width"] == 48, "the default bundle's width is written into this test"
+    with pytest.raises(errors.InputError, match=says):
+        session.encode(photo, prompt_embedding=vector)
+
+
+def test_a_prompt_embedding_replaces_the_text(session, photo):
+    vector = session.encode_prompt("a boat").vector
+    assert np.array_equal(session.encode(photo, prompt_embedding=vector, tokens=8).prob, session.encode(photo, "a boat", tokens=8).prob)
+
+
+@pytest.mark.parametrize("prompt", [7, None, b"a boat", ["a boat"]])
+def test_prompts_that_are_no_text_are_refused(session, photo, prompt):
+    with pytest.raises(errors.InputError, match="must be a str"):
+        session.ask(photo, prompt)
+
+
+@pytest.mark.parametrize("choices", ["red", [], ["red", ""], [1]])
+def test_bad_choices_are_refused(session, photo, choices):
+    with pytest.raises(errors.InputError, match="choices"):
+        session.ask(photo, "a boat", choices=choices, tokens=8)
+
+
+def test_two_threads_may_ask_one_session(session, photo):
+    prompts = ["a boat", "the sky", "water", "a plate"]
+    alone = {prompt: session.ask(photo, prompt, tokens=200) for prompt in prompts}
+    together = {}
+    threads = [threading.Thread(target=lambda prompt=prompt: together.update({prompt: session.ask(photo, prompt, tokens=200)})) for prompt in prompts]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    for prompt in prompts:
+        assert np.array_equal(alone[prompt].prob, together[prompt].prob)
+        assert all(np.array_equal(alone[prompt].picked[px], together[prompt].picked[px]) for px in HIGH)
+
+
+def test_a_closed_session_says_so(photo):
+    session = ps3_sdk.Session()
+    look = session.look(photo)
+    session.close()
+    session.close()
+    for call in (lambda: session.ask(photo, "a boat"), lambda: look.ask("a boat"), lambda: session.encode_prompt("x")):
+        with pytest.raises(errors.ClosedError, match="closed"):
+            call()
+
+
+@pytest.mark.parametrize("threads", [-1, 1.5, True])
+def test_bad_thread_counts_are_refused(threads):
+    with pytest.raises(errors.InputError, match="threads"):
+        ps3_sdk.Session(threads=threads)
+
+
+def test_a_missing_runtime_package_names_what_to_install(monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(errors.RuntimeMissingError, match="pip install onnxruntime"):
+        ps3_sdk.Session()
