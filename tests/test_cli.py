@@ -1,0 +1,104 @@
+"""The ps3 command as a user types it: output, exit codes, and files that are whole or not there."""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ps3_sdk import cli
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_ask_ends_with_what_and_where(capsys, photo_path, tmp_path):
+    picture = tmp_path / "seen.jpg"
+    code, out, _ = run(capsys, "ask", photo_path, "the name plate", "--tokens", 200, "--overlay", picture)
+    last = out.strip().splitlines()[-1]
+    assert code == 0 and picture.stat().st_size > 100_000
+    assert "the name plate" in last and "prob" in last and str(picture) in last
+
+
+def test_ask_json_is_one_document_and_complete(capsys, photo_path):
+    code, out, _ = run(capsys, "ask", photo_path, "a boat", "--tokens", 64, "--choices", "red", "blue", "--json")
+    answer = json.loads(out)
+    assert code == 0 and answer["prompt"] == "a boat" and answer["frame_size"] == [2160, 3840]
+    assert {choice["text"] for choice in answer["choices"]} == {"red", "blue"}
+    assert set(answer["picked"]) == {"756", "1512", "3780"} and np.shape(answer["prob"]) == (27, 27)
+
+
+def test_ask_reads_a_picture_from_stdin(photo_path):
+    result = subprocess.run([sys.executable, "-m", "ps3_sdk", "ask", "-", "a boat", "--tokens", "16"], input=photo_path.read_bytes(), capture_output=True)
+    assert result.returncode == 0, result.stderr.decode()
+    assert b"3840x2160" in result.stdout
+
+
+def test_encode_writes_the_promised_arrays(capsys, photo_path, tmp_path):
+    target = tmp_path / "f.npz"
+    code, out, _ = run(capsys, "encode", photo_path, "--prompt", "a boat", "--tokens", 300, "-o", target)
+    arrays = np.load(target)
+    grids = {756: 54, 1512: 108, 3780: 270}
+    assert code == 0 and set(arrays.files) == {"tokens"} | {f"{kind}_{px}" for kind in ("prob", "picked") for px in grids}
+    assert arrays["tokens"].dtype == np.float32 and arrays["tokens"].shape[0] == 729 + sum(len(arrays[f"picked_{px}"]) for px in grids)
+    for px, n in grids.items():
+        assert arrays[f"prob_{px}"].shape == (n, n) and arrays[f"picked_{px}"].dtype == np.int32
+    assert str(target) in out
+
+
+def test_encode_takes_a_prompt_embedding(capsys, photo_path, tmp_path):
+    np.save(tmp_path / "v.npy", np.ones(48, np.float32))
+    assert run(capsys, "encode", photo_path, "--prompt-embedding", tmp_path / "v.npy", "--tokens", 8, "-o", tmp_path / "f.npz")[0] == 0
+    (tmp_path / "v.npy").write_bytes(b"no array")
+    code, _, err = run(capsys, "encode", photo_path, "--prompt-embedding", tmp_path / "v.npy", "-o", tmp_path / "g.npz")
+    assert code == 1 and "v.npy" in err and not (tmp_path / "g.npz").exists()
+
+
+def test_a_full_disk_leaves_the_old_file(capsys, photo_path, tmp_path, monkeypatch):
+    target = tmp_path / "f.npz"
+    target.write_bytes(b"old")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(np, "savez", full)
+    code, _, err = run(capsys, "encode", photo_path, "--tokens", 8, "-o", target)
+    assert code == 1 and "No space left" in err and target.read_bytes() == b"old" and os.listdir(tmp_path) == ["f.npz"]
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["ask", "missing.jpg", "a boat"], "missing.jpg"),
+    (["info", "missing.plan"], "missing.plan"),
+    (["ask", "PHOTO", "a boat", "--bundle", "PHOTO"], "bundle"),
+    (["ask", "PHOTO", "a boat", "--tokens", "-3"], "tokens is -3"),
+    (["ask", "PHOTO", "a boat", "--tokens", "8", "--overlay", "no/such/folder/x.jpg"], "no/such/folder"),
+    (["encode", "PHOTO", "--tokens", "8", "-o", "no/such/folder/x.npz"], "no/such/folder"),
+])
+def test_errors_are_one_line_and_exit_1(capsys, photo_path, arguments, says):
+    code, out, err = run(capsys, *[photo_path if argument == "PHOTO" else argument for argument in arguments])
+    assert code == 1 and says in err and err.startswith("ps3: [") and "Traceback" not in err
+
+
+def test_info_is_a_data_sheet(capsys):
+    code, out, _ = run(capsys, "info")
+    assert code == 0
+    for word in ("encode", "score_features", "encode_prompt", "3780", "random", "sha256"):
+        assert word in out
+    code, out, _ = run(capsys, "info", "--json")
+    assert json.loads(out)["format"] == "ps3-bundle"
+
+
+def test_bench_and_doctor_print_what_they_promise(capsys):
+    code, out, _ = run(capsys, "bench", "--runs", 2, "--tokens", 64, "--json")
+    result = json.loads(out)
+    assert code == 0 and result["runs"] == 2 and {"p50", "p95", "p99"} == set(result["ms"]["ask"])
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0 and "all is well" in out and "onnxruntime" in out
+
+
+def test_a_closed_pipe_is_no_traceback(photo_path):
+    result = subprocess.run(f"{sys.executable} -m ps3_sdk info --json | head -1", shell=True, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr
