@@ -1,0 +1,181 @@
+"""A checkpoint's weights: safetensors in one file or in shards, read one tensor at a time.
+
+Parameter names are the checkpoint's own, so the one table of keys and shapes is the model itself, built without storage
+from the configuration (`expected_shapes`). Every key that is missing, unknown or misshapen is reported, by name, at once.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ps3_sdk.errors import ExportError
+
+from .reference.config import Ps3Config
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = ("F32", "F16", "BF16")
+OPTIONAL = {"logit_scale": (), "logit_bias": ()}
+"""Keys a checkpoint may add: temperature (as its logarithm) and bias of the contrast between picture and text."""
+_HUB_FILES = ["*.json", "*.safetensors", "*.md", "LICENSE*", "*.model", "*.txt"]
+
+
+class Checkpoint:
+    """Names, shapes and lazily read tensors of a checkpoint folder.
+
+    folder: where its files are | source: what was opened, folder or hub id | revision: the hub commit, None for folders.
+    """
+
+    def __init__(self, folder: Path, source: str, revision: str | None = None):
+        """Raises ExportError: see open."""
+        self.folder, self.source, self.revision = folder, source, revision
+        self._files: dict[str, object] = {}       # key -> open file
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, str] = {}
+        listed = _shards(folder)
+        for path in sorted(set(listed.values())) if listed else [folder / SINGLE]:
+            self._add(path)
+        if listed:
+            self._compare_with_index(listed)
+
+    @classmethod
+    def open(cls, path: str | Path, revision: str | None = None) -> "Checkpoint":
+        """A folder as Hugging Face lays it out, or a hub id such as nvidia/PS3-4K-SigLIP2 (needs huggingface_hub).
+
+        model.safetensors is preferred to shards when both are there. Reads headers only.
+        Raises ExportError: no such folder, no or missing or broken safetensors files, a dtype other than f32, f16, bf16,
+            or the hub refuses.
+        """
+        folder = Path(path).expanduser()
+        if folder.is_dir():
+            return cls(folder, str(path))
+        parts = str(path).split("/")
+        if len(parts) != 2 or not all(parts) or str(path).startswith((".", "~")):
+            raise ExportError(f"[weights] {path} is not a folder; a checkpoint folder or a hub id owner/name is needed. Check the path.")
+        return cls(*_download(str(path), revision))
+
+    def keys(self) -> list[str]:
+        return sorted(self._shapes)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shapes
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        self._known(name)
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> str:
+        """F32, F16 or BF16."""
+        self._known(name)
+        return self._dtypes[name]
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor `name`, read now, as f32."""
+        self._known(name)
+        return self._files[name].get_tensor(name).float()
+
+    def array(self, name: str) -> np.ndarray:
+        """The same as a numpy array."""
+        return self.tensor(name).numpy()
+
+    def check(self, expected: dict[str, tuple[int, ...]], optional: dict[str, tuple[int, ...]] | None = None) -> None:
+        """Raises ExportError naming every key that is missing, unknown or of another shape than expected."""
+        optional = OPTIONAL if optional is None else optional
+        allowed = {**optional, **expected}
+        problems = [f"{key} is missing" for key in sorted(set(expected) - set(self._shapes))]
+        problems += [f"{key} is unknown" for key in sorted(set(self._shapes) - set(allowed))]
+        problems += [f"{key} has shape {list(self._shapes[key])} and must have {list(shape)}" for key, shape in sorted(allowed.items())
+                     if key in self._shapes and self._shapes[key] != shape and not (shape == () and self._shapes[key] == (1,))]
+        if problems:
+            lines = "\n  ".join(problems)
+            raise ExportError(f"[weights] {self.source}: {len(problems)} keys do not fit the model that config.json describes:\n  {lines}\n"
+                              "Use the config.json that came with these weights, or download both again.")
+
+    def _known(self, name: str) -> None:
+        if name not in self._shapes:
+            raise ExportError(f"[weights] {self.source} has no tensor {name}; its keys are listed by Checkpoint.keys(). Check the name.")
+
+    def _add(self, path: Path) -> None:
+        if not path.is_file():
+            other = " It holds pytorch_model.bin, which can run code when read; convert it with safetensors." if (path.parent / "pytorch_model.bin").exists() else ""
+            raise ExportError(f"[weights] {path} does not exist; {SINGLE} or {INDEX} with its shards is needed.{other} Pass the checkpoint's folder.")
+        try:
+            file = safe_open(path, framework="pt")
+            keys = list(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise ExportError(f"[weights] {path} is not a safetensors file ({error}); the file as published is needed. "
+                              "Download it again (a Git LFS pointer is not the file).") from error
+        for key in keys:
+            if key in self._shapes:
+                raise ExportError(f"[weights] {key} is in {path.name} and in another shard; each key belongs in one. Download the shards again.")
+            view = file.get_slice(key)
+            self._files[key], self._shapes[key], self._dtypes[key] = file, tuple(view.get_shape()), view.get_dtype()
+            if self._dtypes[key] not in DTYPES:
+                raise ExportError(f"[weights] {key} of {path.name} is {self._dtypes[key]}; {', '.join(DTYPES)} can be read. Use unquantised weights.")
+
+    def _compare_with_index(self, listed: dict[str, Path]) -> None:
+        problems = [f"{key} is listed and in no shard" for key in sorted(set(listed) - set(self._shapes))]
+        problems += [f"{key} is in a shard and not listed" for key in sorted(set(self._shapes) - set(listed))]
+        if problems:
+            lines = "\n  ".join(problems)
+            raise ExportError(f"[weights] {INDEX} of {self.source} does not fit its shards:\n  {lines}\nDownload the index and the shards again.")
+
+
+def expected_shapes(config: Ps3Config) -> dict[str, tuple[int, ...]]:
+    """Every key a checkpoint of this configuration has, and its shape."""
+    from .reference.model import Ps3Model
+    with torch.device("meta"):
+        return {key: tuple(tensor.shape) for key, tensor in Ps3Model(config).state_dict().items()}
+
+
+def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Make the checkpoint's tensors the parameters of a model (usually built on torch's meta device), after checking all keys."""
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    checkpoint.check(expected)
+    model.load_state_dict({key: checkpoint.tensor(key) for key in expected}, assign=True)
+
+
+def _shards(folder: Path) -> dict[str, Path]:
+    """key -> file as the index lists them; empty for a checkpoint of one file."""
+    index = folder / INDEX
+    if (folder / SINGLE).exists() or not index.exists():
+        return {}
+    try:
+        listed = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = set(listed.values())
+        inside = all(isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ExportError(f"[weights] {index} cannot be read ({type(error).__name__}: {error}); a JSON object with weight_map is needed. Download it again.") from error
+    if not inside or not names:
+        raise ExportError(f"[weights] weight_map of {index} names files that are not .safetensors of its own folder; plain file names are needed. Download it again.")
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise ExportError(f"[weights] {folder} lacks {', '.join(missing)}, listed in {INDEX}; every shard is needed. Download the missing files.")
+    return {key: folder / name for key, name in listed.items()}
+
+
+def _download(name: str, revision: str | None) -> tuple[Path, str, str]:
+    """Fetch a hub repository's model files into the local cache: folder, name, commit."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    except ImportError as error:
+        raise ExportError(f"[weights] {name} is no folder here, so it is taken for a hub id, which needs huggingface_hub. "
+                          "Install it: pip install 'ps3-sdk[export]', or pass a folder.") from error
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except GatedRepoError as error:
+        raise ExportError(f"[weights] {name} asks for consent to its licence; an account that has given it is needed. "
+                          f"Accept it at https://huggingface.co/{name}, then log in: hf auth login.") from error
+    except RevisionNotFoundError as error:
+        raise ExportError(f"[weights] {name} has no revision {revision}; a branch, tag or commit is needed. Check it at https://huggingface.co/{name}.") from error
+    except RepositoryNotFoundError as error:
+        raise ExportError(f"[weights] {name} is neither a folder here nor a repository you can see on the hub. Check the name, or log in: hf auth login.") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise ExportError(f"[weights] {name} cannot be fetched from the hub ({error}); a network or a local copy is needed. "
+                          "Download it elsewhere and pass the folder.") from error
+    return folder, name, folder.name
