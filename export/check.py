@@ -1,0 +1,157 @@
+"""The certificate of a bundle: how far each stage is from the PyTorch reference on a picture, measured, not assumed.
+
+A stage's error is the largest difference over its outputs, relative to the largest value of that output. Every network is
+given the reference's own inputs, so that one stage's error is not counted again in the next.
+"""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from ps3_sdk import _core
+from ps3_sdk.errors import ExportError
+from ps3_sdk.frame import Frame
+
+from .reference.geometry import cut, resize
+from .reference.model import Ps3Model
+from .reference.stages import Stage, stages
+
+LIMIT = 1e-5            # fp32 against fp32; a larger error means a wrong network, not rounding
+HIGH_PATCHES = 256      # patches of encode_high's comparison
+BATCH = 2               # every network is compared with a batch too, sizes 1 and 2 take different paths in a runtime
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    """Largest absolute difference over the largest absolute value; 0 for two empty arrays."""
+    if got.shape != want.shape:
+        raise ExportError(f"[check] an output has shape {got.shape}, the reference's has {want.shape}; this export is wrong. Report it.")
+    if not want.size:
+        return 0.0
+    if not np.isfinite(got).all():
+        return float("inf")
+    return float(np.abs(got.astype(np.float64) - want).max() / max(np.abs(want).max(), 1e-30))
+
+
+def sample_picture(height: int = 720, width: int = 1280, seed: int = 0) -> np.ndarray:
+    """(height, width, 3) uint8: soft shapes, edges, fine print and sensor noise, the same on every machine."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    small = rng.integers(0, 256, (9, 16, 3), np.uint8)
+    picture = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(picture)
+    for i in range(60):
+        x, y, side = (int(v) for v in rng.integers(0, (width, height, 60)))
+        colour = tuple(int(v) for v in rng.integers(0, 256, 3))
+        draw.rectangle((x, y, x + side, y + side // 2), fill=colour) if i % 2 else draw.text((x, y), f"EXIT {i}", fill=colour)
+    return np.clip(np.asarray(picture, np.int16) + rng.integers(-8, 9, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def measure(model: Ps3Model, networks: dict, geometry: dict, tables: dict[str, np.ndarray], progress=lambda line: None) -> dict[str, dict]:
+    """Run every stage beside the reference: {stage: {max_relative_error, against, inputs}}.
+
+    networks: name -> ps3_sdk.runtimes Network. Raises ExportError when a stage is further than LIMIT from the reference.
+    """
+    compare = Comparison(model, networks, geometry, tables, progress)
+    with torch.inference_mode():
+        errors = compare.run()
+    against = f"PyTorch {torch.__version__.split('+')[0]} float32"
+    bad = {stage: error for stage, (error, _) in errors.items() if not error <= LIMIT}
+    if bad:
+        raise ExportError(f"[check] {', '.join(f'{stage} is off by {error:.1e}' for stage, error in bad.items())} from {against}; "
+                          f"at most {LIMIT:.0e} is allowed. Nothing was written; report the checkpoint's config.json.")
+    return {stage: {"max_relative_error": error, "against": against, "inputs": inputs} for stage, (error, inputs) in errors.items()}
+
+
+class Comparison:
+    def __init__(self, model: Ps3Model, networks: dict, geometry: dict, tables: dict[str, np.ndarray], progress):
+        self.model, self.networks, self.geometry, self.tables, self.progress = model, networks, geometry, tables, progress
+        self.stages = stages(model)
+        self.picture = sample_picture()
+        self.frame = Frame.of(self.picture)
+
+    def run(self) -> dict[str, tuple[float, str]]:
+        g, vision = self.geometry, self.model.config.vision
+        base = g["scales_px"][-1]
+        tensor = self._reference_picture(base)
+        low_ids = np.arange(vision.grids[0] ** 2, dtype=np.int32)
+        picks = self._picks()
+        cuts = [(g["scales_px"][0], low_ids), *picks.items()]
+        gathered = [self._gather(px, ids) for px, ids in cuts]
+        wanted = [self._cut(tensor, px, ids) for px, ids in cuts]
+        errors = {"gather": (max(max(map(relative_error, *pair)) for pair in zip(gathered, wanted)), f"{sum(len(ids) for _, ids in cuts)} patches of a 1280x720 picture")}
+        self.progress("check gather")
+
+        (patches, position), high = wanted[0], [np.concatenate(part) for part in zip(*wanted[1:])]
+        two = lambda array: np.concatenate([array[None], array[None, ::-1]])     # a batch: the picture, and its patches reversed
+        low_in = {"patches": two(patches), "position": two(position), "keep": np.array([len(low_ids)]), **self._past(BATCH, 0)}
+        error, low = self._network("encode", low_in)
+        view = self._view(tensor)
+        score_in = {"features": low["features"], **({"view": np.repeat(view[None], BATCH, 0)} if view is not None else {})}
+        score_error, scored = self._network("score_features", score_in)
+        errors["encode_low"] = (max(error, score_error), f"the picture and its patches reversed, batch {BATCH}")
+
+        past = {f"past_{kind}_{i}": low[f"{kind}_{i}"] for i in range(g["depth"]) for kind in ("key", "value")}
+        error, out = self._network("encode", {"patches": two(high[0]), "position": two(high[1]), "keep": np.array([0]), **past})
+        errors["encode_high"] = (error, f"{len(high[0])} patches of {len(picks)} scales, batch {BATCH}")
+        error, _ = self._network("pool", {"tokens": out["tokens"]})
+        errors["decode"] = (error, f"pooling of {len(high[0])} tokens, batch {BATCH}")
+        if "encode_prompt" in self.networks:
+            error, text = self._network("encode_prompt", dict(zip(["ids"], [t.numpy() for t in self.stages["encode_prompt"].example({"batch": BATCH})])))
+            errors["encode_prompt"] = (error, f"random token ids, batch {BATCH}")
+        errors["score"] = (self._score(scored), "the prior prompt on the picture")
+        self.progress("check score")
+        return {stage: errors[stage] for stage in ("encode_low", "encode_prompt", "score", "gather", "encode_high", "decode") if stage in errors}
+
+    def _network(self, name: str, inputs: dict[str, np.ndarray]) -> tuple[float, dict[str, np.ndarray]]:
+        """Error of a network and the reference's outputs, for the next stage."""
+        stage: Stage = self.stages[name]
+        wanted = stage(*(torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in stage.inputs))
+        wanted = {spec.name: tensor.numpy() for spec, tensor in zip(stage.outputs, wanted)}
+        got = self.networks[name].run(inputs, list(wanted))
+        self.progress(f"check {name}")
+        return max(relative_error(got[key], wanted[key]) for key in wanted), wanted
+
+    def _reference_picture(self, base: int) -> torch.Tensor:
+        """The reference's preprocessing: squash to base x base (Pillow bicubic, horizontal pass first), /255, (x - mean) / std."""
+        height = self.picture.shape[0]
+        squashed = Image.fromarray(self.picture).resize((base, height), Image.Resampling.BICUBIC).resize((base, base), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(squashed)).permute(2, 0, 1)[None].float() / 255
+        return (pixels - torch.tensor(self.geometry["mean"]).view(3, 1, 1)) / torch.tensor(self.geometry["std"]).view(3, 1, 1)
+
+    def _picks(self) -> dict[int, np.ndarray]:
+        rng, scales = np.random.Generator(np.random.PCG64(1)), self.geometry["scales_px"][1:]
+        grid = lambda px: px // self.geometry["patch_px"]
+        return {px: np.sort(rng.choice(grid(px) ** 2, HIGH_PATCHES // len(scales), replace=False)).astype(np.int32) for px in scales}
+
+    def _gather(self, px: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        g = self.geometry
+        patches = _core.gather(self.frame.core, g["scales_px"][-1], px, g["patch_px"], ids, g["mean"], g["std"])
+        position = _core.position_rows(self.tables["position"], g["position_grid"], px // g["patch_px"], ids,
+                                       self.tables.get(f"position_residual_{px}"), g["position"] == "crop")
+        return patches, position
+
+    def _cut(self, tensor: torch.Tensor, px: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        vision, index = self.model.vision_model, self.geometry["scales_px"].index(px)
+        ids, side = torch.from_numpy(ids.astype(np.int64)), px // self.geometry["patch_px"]
+        patches = cut(resize(tensor, (px, px)), self.geometry["patch_px"], ids[None])[0]
+        return patches.numpy(), vision.position(index, (side, side), ids).reshape(len(ids), -1).numpy()
+
+    def _view(self, tensor: torch.Tensor) -> np.ndarray | None:
+        px, patch = self.geometry["view_px"], self.geometry["view_patch_px"]
+        return None if px is None else cut(resize(tensor, (px, px)), patch)[0].numpy()
+
+    def _past(self, batch: int, tokens: int) -> dict[str, np.ndarray]:
+        g = self.geometry
+        empty = np.empty((batch, g["heads"], tokens, g["width"] // g["heads"]), np.float32)
+        return {f"past_{kind}_{i}": empty for i in range(g["depth"]) for kind in ("key", "value")}
+
+    def _score(self, scored: dict[str, np.ndarray]) -> float:
+        from .reference.scoring import probability
+        prior = np.ascontiguousarray(self.tables["prior_prompt"])
+        first = {name: np.ascontiguousarray(array[0]) for name, array in scored.items()}
+        weight, bias = (self.tables.get(f"view_prompt_{name}") for name in ("weight", "bias"))
+        got = _core.score(first["low_features"], first.get("view_features"), prior, weight, bias)
+        view_prompt = None if weight is None else torch.from_numpy(weight @ prior + bias)[None]
+        view = torch.from_numpy(first["view_features"])[None] if view_prompt is not None else None
+        wanted = probability(torch.from_numpy(first["low_features"])[None], torch.from_numpy(prior)[None], view, view_prompt)[0]
+        return relative_error(got, wanted.numpy())

@@ -1,0 +1,187 @@
+"""From a checkpoint to an engine.plan: read, write networks and tables, run every stage beside the reference, seal."""
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+
+from ps3_sdk.errors import ExportError
+from ps3_sdk.runtimes import ort
+
+from . import to_onnx
+from .check import measure
+from .graph import Graph
+from .reference.config import Ps3Config
+from .reference.model import Ps3Model
+from .reference.side_files import PreprocessorConfig, TokenizerConfig
+from .weights import Checkpoint, load_into
+from .write_bundle import BundleWriter, TensorPlan
+
+Progress = Callable[[str], None]
+NVIDIA_LICENCE = "NVIDIA PS3 weights: non-commercial use, see the model card"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a bundle is made of besides the weights. tokenizer: bytes of a tokenizer.json, None without a text tower."""
+    config: Ps3Config
+    name: str
+    licence: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    clean: str = "canonicalize"
+    tokenizer: bytes | None = None
+    weights: str = "trained"
+    note: str = ""
+
+
+def make_bundle(checkpoint: str, output: str | Path, *, revision: str | None = None, tokenizer: str | Path | None = None,
+                progress: Progress = lambda line: None) -> None:
+    """Export a checkpoint folder or hub id to `output`.
+
+    Args:
+        tokenizer: tokenizer.json for checkpoints that only name their tokenizer and cannot fetch it.
+    Raises:
+        ExportError: the checkpoint does not fit its config.json, the disk is full, or a stage misses its parity bound.
+        Nothing is left at `output` then but what was there before.
+    """
+    source = Checkpoint.open(checkpoint, revision)
+    config = Ps3Config.read(source.folder)
+    progress(f"read {source.source}: {config.family}, {len(source.keys())} tensors")
+    preprocessor = PreprocessorConfig.read(source.folder, config.vision.scales_px[-1])
+    text = {}
+    if config.text is not None:
+        text = dict(tokenizer=_tokenizer(source.folder, tokenizer), clean=TokenizerConfig.read(source.folder).clean)
+    name = Path(source.source).name if source.revision is None else source.source
+    licence = _licence(source)
+    write(source, Prepared(config, name, licence, preprocessor.mean, preprocessor.std, **text), output, progress)
+
+
+def write(source, prepared: Prepared, output: str | Path, progress: Progress = lambda line: None) -> None:
+    """The same from anything with Checkpoint's methods and a Prepared that says the rest."""
+    config = prepared.config
+    with torch.device("meta"):
+        model = Ps3Model(config)
+    load_into(model, source)        # also reports every key that does not fit, before anything is written
+    graphs = [to_onnx.encode(source, config.vision), to_onnx.score_features(source, config.vision), to_onnx.pool(source, config.vision)]
+    if config.text is not None:
+        graphs.append(to_onnx.encode_prompt(source, config.text))
+    with BundleWriter(output) as writer:
+        for graph in graphs:
+            _write_network(writer, graph)
+            progress(f"wrote {graph.name}: {sum(int(np.prod(w.shape)) for w in graph.weights.values()) * 4 / 1e6:.1f} MB")
+        tables = _tables(source, config.vision)
+        writer.add_safetensors("tables.safetensors", [TensorPlan(key, "F32", array.shape, lambda array=array: array) for key, array in tables.items()])
+        if prepared.tokenizer is not None:
+            writer.add_bytes("tokenizer.json", prepared.tokenizer)
+        manifest = _manifest(source, prepared, graphs)
+        draft = Draft(writer, manifest)
+        networks = {graph.name: ort.load(draft, graph.name) for graph in graphs}
+        manifest["parity"] = measure(model.eval(), networks, manifest["geometry"], tables, progress)
+        writer.finish(manifest)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An unfinished bundle as a runtime sees it."""
+    writer: BundleWriter
+    manifest: dict
+
+    @property
+    def path(self) -> Path:
+        return self.writer.temporary_path
+
+    def member(self, name: str) -> memoryview:
+        return self.writer.read_back(name)
+
+    def offset(self, name: str) -> int:
+        return self.writer.offset(name)
+
+
+def _write_network(writer: BundleWriter, graph: Graph) -> None:
+    weights_file = f"{graph.name}.safetensors"
+    offsets = writer.add_safetensors(weights_file, [TensorPlan(w.name, "F32", w.shape, w.load) for w in graph.weights.values()])
+    writer.add_bytes(f"{graph.name}.onnx", graph.to_onnx(weights_file, offsets))
+
+
+def _tables(source, vision) -> dict[str, np.ndarray]:
+    """What ops need besides the networks; keys as in the manifest's contract."""
+    key = "vision_model."
+    tables = {"position": source.array(f"{key}trunk.pos_embed")[0], "prior_prompt": source.array(f"{key}prior_prompt")}
+    if vision.separate_pos_emb:
+        tables |= {f"position_residual_{px}": source.array(f"{key}pos_emb_residual.{i}")[0] for i, px in enumerate(vision.scales_px[1:])}
+    if vision.highres_selection_feature:    # rows past view_width serve scales whose score is never used
+        tables |= {f"view_prompt_{part}": np.ascontiguousarray(source.array(f"{key}prompt_proj_for_highres.{part}")[:vision.view_width]) for part in ("weight", "bias")}
+    return tables
+
+
+def _manifest(source, prepared: Prepared, graphs: list[Graph]) -> dict:
+    config, vision, text = prepared.config, prepared.config.vision, prepared.config.text
+    view = vision.highres_selection_feature
+    return {
+        "format": "ps3-bundle", "format_version": 1, "kind": "encoder",
+        "model": {"name": prepared.name, "family": config.family, "source": source.source, "revision": source.revision or "", "licence": prepared.licence,
+                  "weights": prepared.weights, "note": prepared.note},
+        "geometry": {
+            "patch_px": vision.trunk.patch_px, "scales_px": list(vision.scales_px), "width": vision.width, "depth": vision.trunk.depth,
+            "heads": vision.trunk.num_heads, "feature_width": vision.feature_width, "pooled_width": vision.pool_width,
+            "mean": list(prepared.mean), "std": list(prepared.std), "per_look": list(vision.per_look),
+            "view_px": vision.view_px if view else None, "view_patch_px": vision.view_patch_px if view else None, "view_width": vision.view_width if view else None,
+            "position": "crop" if vision.radio else "resample", "position_grid": vision.trunk.position_grid},
+        "text": None if text is None else {"context_length": text.context_length, "vocabulary": text.vocab_size, "clean": prepared.clean,
+                                           "pad_id": _pad_id(prepared.tokenizer, text.pad_id), "tokenizer": "tokenizer.json"},
+        "contrast": _contrast(source),
+        "networks": {graph.name: {"runtime": "onnxruntime", "file": f"{graph.name}.onnx", "weights": f"{graph.name}.safetensors", "precision": "fp32",
+                                  "inputs": [port.__dict__ | {"shape": list(port.shape)} for port in graph.inputs],
+                                  "outputs": [port.__dict__ | {"shape": list(port.shape)} for port in graph.outputs]} for graph in graphs},
+        "parity": {},
+        "tools": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("ps3_sdk", "torch", "onnx", "onnxruntime")}},
+        "members": {},
+    }
+
+
+def _pad_id(tokenizer: bytes, default: int) -> int:
+    """The id that pads a text: the tokenizer's own when its file says so. PS3's tower has no mask, so it matters."""
+    import json
+    padding = json.loads(tokenizer).get("padding")
+    return padding["pad_id"] if padding else default
+
+
+def _contrast(source) -> dict | None:
+    keys = source.keys()
+    if "logit_scale" not in keys:
+        return None
+    return {"scale": float(np.exp(source.array("logit_scale").reshape(-1)[0])),
+            "bias": float(source.array("logit_bias").reshape(-1)[0]) if "logit_bias" in keys else 0.0}
+
+
+def _tokenizer(folder: Path, given: str | Path | None) -> bytes:
+    """tokenizer.json: the one given, the folder's own, or that of the tokenizer which tokenizer_config.json names."""
+    from tokenizers import Tokenizer
+    if given is None and (folder / "tokenizer.json").is_file():
+        given = folder / "tokenizer.json"
+    name = TokenizerConfig.read(folder).tokenizer_name
+    try:
+        if given is not None:
+            data = Path(given).read_bytes()
+            Tokenizer.from_str(data.decode())
+            return data
+        return Tokenizer.from_pretrained(name).to_str().encode()
+    except Exception as error:      # the library raises plain Exception
+        where = given or f"the tokenizer {name!r} on the hub"
+        raise ExportError(f"[export] {where} cannot be read: {error}. Download tokenizer.json of {name!r} and pass --tokenizer FILE.") from error
+
+
+def _licence(source: Checkpoint) -> str:
+    """The licence line of the model card, as the hub's README.md states it."""
+    card = source.folder / "README.md"
+    if card.is_file():
+        for line in card.read_text("utf-8", "replace").splitlines()[:60]:
+            if line.startswith(("license_name:", "license:")) and line.split(":", 1)[1].strip() not in ("", "other"):
+                return line.split(":", 1)[1].strip()
+    return NVIDIA_LICENCE if source.source.startswith("nvidia/") else "unknown: no model card beside the weights"
