@@ -1,0 +1,114 @@
+"""SO400M 4K, one round on a 3840x2160 frame: ours beside ps3-torch, each in its own process, turn by turn.
+
+    python benchmarks/full_size.py --peer PYTHON_WITH_PS3_TORCH [--rounds 3] [--plan engine.plan]
+
+Both run the same shapes with random weights and the same thread count: preprocessing, low-res pass, score, selection, gathering
+of 2559 patches, high-res pass. Peak memory is the kernel's ru_maxrss of each process, mapped weights included. Without --plan a
+bundle of random weights is exported first (2 GB in the temporary folder, removed at the end). The last line is one JSON object.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SCALES_PX = [378, 756, 1512, 3780]
+
+OURS = """
+import json, resource, sys, time
+import numpy as np, ps3_sdk
+plan, threads = sys.argv[1], int(sys.argv[2])
+frame = np.random.default_rng(0).integers(0, 256, (2160, 3840, 3), np.uint8)
+start = time.perf_counter()
+session = ps3_sdk.Session(plan, threads=threads, verify=False)
+opened = time.perf_counter() - start
+prompt = np.random.default_rng(1).standard_normal(session.geometry["width"], np.float32)
+start = time.perf_counter()
+encoding = session.encode(frame, prompt_embedding=prompt)
+print(json.dumps({"s": time.perf_counter() - start, "open_s": opened, "tokens": encoding.tokens.shape[0],
+                  "stages_ms": encoding.timing.stages_ms, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
+"""
+
+THEIRS = """
+import json, resource, sys, time, warnings
+warnings.filterwarnings("ignore")
+import torchvision_shim
+import numpy as np, torch
+from PIL import Image
+from ps3 import PS3ImageProcessor, PS3VisionModel
+from ps3.configuration_ps3 import PS3VisionConfig
+torch.set_num_threads(int(sys.argv[1]))
+torch.manual_seed(0)
+frame = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2160, 3840, 3), np.uint8))
+processor = PS3ImageProcessor(3780, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic")
+config = PS3VisionConfig(model_name="vit_so400m_patch14_siglip_384", hidden_size=1152, pool="map", ps3_scales=[378, 756, 1512, 3780],
+                         select_based_on_layer=[0, 9, 18, 26], max_select_num=2560, separate_pos_emb=True, highres_selection_feature=True, radio=False)
+model = PS3VisionModel(config).eval()
+model.vision_model.num_hidden_layers_to_return = 1      # its default returns every layer and takes 48 s and 14.9 GB
+prompt = torch.randn(1, 1152)
+with torch.inference_mode():
+    start = time.perf_counter()
+    pixels = processor(frame)["pixel_values"][0][None]
+    output = model(pixels, num_look_close=1, prompt=prompt)
+    seconds = time.perf_counter() - start
+print(json.dumps({"s": seconds, "tokens": output.last_hidden_state.shape[1], "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
+"""
+
+
+def run(python: str, script: str, *arguments) -> dict:
+    result = subprocess.run([python, "-c", script, *map(str, arguments)], capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{python} failed:\n{result.stderr[-2000:]}")
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def export_random(plan: Path) -> float:
+    """A SO400M 4K bundle with random weights. Returns seconds."""
+    from ps3_sdk.export.make_bundle import Prepared, write
+    from ps3_sdk.export.random_checkpoint import RandomCheckpoint
+    from ps3_sdk.export.reference.config import Ps3Config
+    config = Ps3Config.from_dict({"model_type": "ps3_vision_model", "model_name": "vit_so400m_patch14_siglip_384", "hidden_size": 1152, "pool": "map",
+                                  "ps3_scales": SCALES_PX, "max_select_num": 2560})
+    start = time.perf_counter()
+    write(RandomCheckpoint(config), Prepared(config, "so400m-4k-random", "none", (0.5,) * 3, (0.5,) * 3, weights="random"), plan,
+          lambda line: print(f"  {time.perf_counter() - start:6.1f} s  {line}", file=sys.stderr, flush=True))
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", required=True, help="python of an environment with ps3-torch")
+    parser.add_argument("--plan", help="an exported SO400M 4K bundle; default: export one with random weights")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    from ps3_sdk.measure import machine
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Path(options.plan) if options.plan else Path(folder) / "engine.plan"
+        if not options.plan:
+            print(f"exported random weights in {export_random(plan):.0f} s, {plan.stat().st_size / 1e9:.2f} GB")
+        ours, theirs = [], []
+        for i in range(options.rounds):
+            ours.append(run(sys.executable, OURS, plan, options.threads))
+            theirs.append(run(options.peer, THEIRS, options.threads))
+            print(f"round {i + 1}: ours {ours[-1]['s']:.2f} s, {ours[-1]['peak_gb']:.2f} GB | ps3-torch {theirs[-1]['s']:.2f} s, {theirs[-1]['peak_gb']:.2f} GB", flush=True)
+    middle = lambda runs, key: statistics.median(run[key] for run in runs)
+    stages = {stage: statistics.median(run["stages_ms"][stage] for run in ours) for stage in ours[0]["stages_ms"]}
+    print("ours, median ms per stage: " + ", ".join(f"{stage} {ms:.0f}" for stage, ms in stages.items()))
+    result = {"machine": machine(), "tokens": ours[0]["tokens"], "s_ours": round(middle(ours, "s"), 2), "s_peer": round(middle(theirs, "s"), 2),
+              "ratio_time": round(statistics.median(t["s"] / o["s"] for o, t in zip(ours, theirs)), 2),
+              "gb_ours": round(max(run["peak_gb"] for run in ours), 2), "gb_peer": round(max(run["peak_gb"] for run in theirs), 2)}
+    result["ratio_memory"] = round(result["gb_ours"] / result["gb_peer"], 2)
+    print(f"ours {result['s_ours']} s, ps3-torch {result['s_peer']} s: {result['ratio_time']} times faster with {100 * result['ratio_memory']:.0f} % of the memory")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
