@@ -41,5 +41,5 @@ def position_weights(old: int, new: int, device: torch.device | None = None) -> 
 
     Read off torch's own resampler by passing it one-hot signals, so that tables resampled with it are torch's tables.
     """
-    one_hot = torch.eye(old, device=device).reshape(1, old, old, 1)
-    return F.interpolate(one_hot, size=(new, 1), mode="bicubic", antialias=True)[0, :, :, 0].T
+    one_hot = torch.eye(old, device=device)[None, None]
+    return F.interpolate(one_hot, size=(new, old), mode="bicubic", antialias=True)[0, 0]
