@@ -123,14 +123,15 @@ class Answer:
         return {
             "prompt": self.prompt,
             "text": self.text,
-            "choices": [{"text": c.text, "similarity": _plain(c.similarity), "prob": None if c.prob is None else _plain(c.prob)} for c in self.choices],
-            "regions": [{"box_px": [int(v) for v in r.box_px], "prob": _plain(r.prob), "scale_px": int(r.scale_px), "num_patches": int(r.num_patches)}
-                        for r in self.regions],
+            "choices": [{"text": c.text, "similarity": _plain(c.similarity), "prob": None if c.prob is None else _plain(c.prob)}
+                        for c in self.choices],
+            "regions": [{"box_px": [int(v) for v in r.box_px], "prob": _plain(r.prob), "scale_px": int(r.scale_px),
+                         "num_patches": int(r.num_patches)} for r in self.regions],
             "frame_size": [int(v) for v in self.frame_size],
             "patch_px": int(self.patch_px),
             "picked": {str(px): [int(v) for v in ids] for px, ids in self.picked.items()},
             "prob": [[_plain(v) for v in row] for row in self.prob],
-            "timing_ms": {**{name: round(_plain(ms), 3) for name, ms in self.timing.stages_ms.items()}, "total": round(_plain(self.timing.total_ms), 3)},
+            "timing_ms": {name: round(ms, 3) for name, ms in [*self.timing.stages_ms.items(), ("total", self.timing.total_ms)]},
             "notes": list(self.notes),
         }
 

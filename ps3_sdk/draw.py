@@ -22,7 +22,8 @@ def save(answer, path, frame=None) -> None:
     """Draw and write atomically. Arguments and errors: Answer.save_overlay."""
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if suffix not in SUFFIXES:
-        raise InputError(f"[overlay] {os.fspath(path)!r} ends in {suffix or 'no suffix'!r}; known are {' '.join(SUFFIXES)}. Name the file accordingly.")
+        raise InputError(f"[overlay] {os.fspath(path)!r} ends in {suffix or 'no suffix'!r}; known are {' '.join(SUFFIXES)}. "
+                         "Name the file accordingly.")
     picture = overlay(answer, frame)
     options = {"JPEG": dict(quality=92, subsampling=0), "WEBP": dict(quality=90), "PNG": dict(compress_level=3)}.get(SUFFIXES[suffix], {})
     try:
@@ -125,8 +126,9 @@ def _regions(pen, size, regions, enlarge, unit):
         x, y = next((s for s in spots if not any(_overlap((*s, width, height), other) for other in taken)), spots[0])
         taken.append((x, y, width, height))
         best = rank == 1
-        pen.rounded_rectangle((x, y, x + width - 1, y + height - 1), 2 * unit, fill="#ffffff" if best else "#000000", outline="#ffffff", width=max(1, unit // 2))
-        pen.text((x + 3 * unit + 2 - left, y + (height - (bottom - top)) / 2 - top), text, font=font, fill="#000000" if best else "#ffffff")
+        paper, ink = ("#ffffff", "#000000") if best else ("#000000", "#ffffff")
+        pen.rounded_rectangle((x, y, x + width - 1, y + height - 1), 2 * unit, fill=paper, outline="#ffffff", width=max(1, unit // 2))
+        pen.text((x + 3 * unit + 2 - left, y + (height - (bottom - top)) / 2 - top), text, font=font, fill=ink)
 
 
 def _overlap(one, two):

@@ -1,0 +1,80 @@
+"""A bundle as a data sheet, for people: what `ps3 info` prints."""
+from __future__ import annotations
+
+
+def describe(bundle) -> str:
+    """The data sheet of an open Bundle: model, geometry, networks, measured parity, members, tools. Plain text, no trailing newline."""
+    manifest = bundle.manifest
+    sections = [_model(bundle, manifest), _geometry(manifest["geometry"]), _text(manifest), _networks(manifest), _parity(manifest["parity"]),
+                _members(bundle, manifest), "tools\n  " + ", ".join(f"{name} {version}" for name, version in manifest["tools"].items())]
+    return "\n\n".join(section for section in sections if section)
+
+
+def size_text(num_bytes: int) -> str:
+    """1023 -> "1023 B", 1651000000 -> "1.65 GB" (powers of 1000, as disks are sold)."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.2f} {unit}"
+    return f"{num_bytes} B"
+
+
+def _model(bundle, manifest) -> str:
+    model = manifest["model"]
+    weights = "trained" if model["weights"] == "trained" else "RANDOM: what it picks and ranks means nothing"
+    source = " @ ".join(part for part in (model["source"], model["revision"]) if part)
+    rows = [("family", model["family"]), ("weights", weights), ("source", source), ("licence", model["licence"] or "not stated"),
+            ("note", model["note"]), ("file", f"{bundle.path}, {size_text(bundle.size_bytes)}, {manifest['format']} {manifest['format_version']}, {manifest['kind']}")]
+    return "\n".join([model["name"], *(f"  {name:<9} {value}" for name, value in rows if value)])
+
+
+def _geometry(g) -> str:
+    rows = [("scale px", "grid", "patches", "per look")]
+    for index, px in enumerate(g["scales_px"]):
+        n = px // g["patch_px"]
+        rows.append((str(px), f"{n} x {n}", str(n * n), "all, once a frame" if index == 0 else str(g["per_look"][index - 1])))
+    lines = [f"geometry: patch {g['patch_px']} px, {g['depth']} blocks of width {g['width']}, {g['heads']} heads", *_table(rows)]
+    if g["view_px"]:
+        lines.append(f"  score also looks at {g['view_px']} px, {g['view_px'] // g['view_patch_px']} x {g['view_px'] // g['view_patch_px']} places")
+    return "\n".join([*lines, f"  position rows: {g['position']} of a {g['position_grid']} x {g['position_grid']} table"])
+
+
+def _text(manifest) -> str:
+    text, contrast = manifest["text"], manifest["contrast"]
+    if text is None:
+        return "prompts: as vectors, or none (no text tower)"
+    ranked = f"choices ranked with scale {contrast['scale']:g}, bias {contrast['bias']:g}" if contrast else "no contrast of its own"
+    return f"prompts: {text['context_length']} tokens of {text['vocabulary']}, {text['clean']}; {ranked}"
+
+
+def _networks(manifest) -> str:
+    rows = [("network", "runtime", "precision", "size", "inputs")]
+    for name, entry in manifest["networks"].items():
+        size = sum(manifest["members"][entry[key]]["bytes"] for key in ("file", "weights") if entry[key])
+        rows.append((name, entry["runtime"], entry["precision"], size_text(size), _ports(entry["inputs"])))
+    return "\n".join(["networks", *_table(rows)])
+
+
+def _ports(ports) -> str:
+    """Names and shapes; the keys and values of the blocks as one entry."""
+    shown = [f"{p['name']} ({', '.join(map(str, p['shape']))})" for p in ports if not p["name"].startswith("past_")]
+    past = sum(port["name"].startswith("past_") for port in ports)
+    return ", ".join(shown) + (f", {past} past keys and values" if past else "")
+
+
+def _parity(parity) -> str:
+    if not parity:
+        return "parity: not measured"
+    rows = [("parity", "max rel. error", "against", "inputs")]
+    return "\n".join(_table(rows + [(stage, f"{p['max_relative_error']:.1e}", p["against"], p["inputs"]) for stage, p in parity.items()], indent=""))
+
+
+def _members(bundle, manifest) -> str:
+    rows = [("member", "size", "sha256")]
+    for name, size in bundle.members.items():
+        rows.append((name, size_text(size), manifest["members"][name]["sha256"][:16] if name in manifest["members"] else ""))
+    return "\n".join(_table(rows, indent=""))
+
+
+def _table(rows, indent: str = "  ") -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

@@ -1,0 +1,138 @@
+"""The manifest of a bundle: the closed schema, and what its fields must say about each other."""
+import functools
+from pathlib import Path
+
+from .errors import BundleError
+from .schema import check, parse_json
+from .tensors import Tensor
+
+MANIFEST, TABLES = "manifest.json", "tables.safetensors"
+MAX_MANIFEST_BYTES = 4 << 20
+
+
+@functools.lru_cache(maxsize=1)
+def schema() -> dict:
+    """bundle.schema.json, beside this file."""
+    return parse_json(Path(__file__).with_name("bundle.schema.json").read_bytes(), "bundle.schema.json")
+
+
+def parse_manifest(data: bytes, where: str) -> dict:
+    """The manifest in `data`, checked. `where` names the bundle in errors. Raises: BundleError that names the field."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{where}: {MANIFEST} has {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are read. Export the bundle again.")
+    manifest = parse_json(data, f"{where}: {MANIFEST}")
+    check_manifest(manifest, where)
+    return manifest
+
+
+def check_manifest(manifest: dict, where: str) -> None:
+    """Schema first, then the rules between fields. Raises: BundleError that names the field and the rule."""
+    check(manifest, schema(), f"{where}: manifest")
+    for wrong in (*_geometry(manifest["geometry"]), *_parts(manifest), *_ports(manifest)):
+        raise BundleError(f"{where}: manifest.{wrong}. Export the bundle again.")
+
+
+def check_members(manifest: dict, sizes: dict[str, int], where: str) -> None:
+    """The file holds just the members that the manifest lists, each of the listed size. sizes: {name: bytes}, in file order."""
+    listed, found = set(manifest["members"]), set(sizes) - {MANIFEST}
+    if MANIFEST in listed or next(iter(sizes), None) != MANIFEST:
+        raise BundleError(f"{where}: {MANIFEST} must be the first member and cannot list itself. Export the bundle again.")
+    for name in sorted(listed ^ found):
+        what = "is listed in the manifest and missing from the file" if name in listed else "is in the file and not listed in the manifest"
+        raise BundleError(f"{where}: member {name} {what}. Export the bundle again.")
+    for name, entry in manifest["members"].items():
+        if entry["bytes"] != sizes[name]:
+            raise BundleError(f"{where}: member {name} has {sizes[name]} bytes, the manifest says {entry['bytes']}. Copy the file again, or export "
+                              "it again.")
+
+
+def check_tables(manifest: dict, tables: dict[str, Tensor], where: str) -> None:
+    """The tensors of tables.safetensors are those, of the shapes, that the geometry calls for."""
+    g = manifest["geometry"]
+    wanted = {"position": (g["position_grid"] ** 2, g["width"]), "prior_prompt": (g["width"],)}
+    optional = {f"position_residual_{px}": ((px // g["patch_px"]) ** 2, g["width"]) for px in g["scales_px"]}
+    if g["view_px"]:
+        wanted["view_prompt_weight"] = (g["view_width"], g["width"])
+        optional["view_prompt_bias"] = (g["view_width"],)
+    for name, shape in wanted.items():
+        if name not in tables:
+            raise BundleError(f"{where}: {TABLES} lacks {name} {shape}. Export the bundle again.")
+    for name, tensor in tables.items():
+        shape = wanted.get(name) or optional.get(name)
+        if shape is None:
+            raise BundleError(f"{where}: {TABLES} holds {name[:80]!r}; known are {', '.join([*wanted, *optional])}. Export the bundle again.")
+        halves = name.startswith("position_residual")
+        if tensor.shape != shape or tensor.dtype not in (("F32", "F16") if halves else ("F32",)):
+            raise BundleError(f"{where}: {TABLES}: {name} is {tensor.dtype} {tensor.shape}; the geometry needs F32{' or F16' if halves else ''} "
+                              f"{shape}. Export the bundle again.")
+
+
+def _geometry(g: dict):
+    """What is wrong in manifest.geometry, one text each."""
+    scales, patch = g["scales_px"], g["patch_px"]
+    if sorted(set(scales)) != scales:
+        yield f"geometry.scales_px is {scales}; scales ascend"
+    if any(px % patch for px in scales):
+        yield f"geometry.scales_px is {scales}; scales are multiples of patch_px {patch}"
+    if len(g["per_look"]) != len(scales) - 1:
+        yield f"geometry.per_look has {len(g['per_look'])} entries; one for each of the {len(scales) - 1} high-res scales is needed"
+    if g["width"] % g["heads"]:
+        yield f"geometry.heads is {g['heads']}; it must divide width {g['width']}"
+    if min(g["std"]) <= 0:
+        yield f"geometry.std is {g['std']}; deviations are above 0"
+    if g["position"] == "crop" and scales[-1] // patch > g["position_grid"]:
+        yield f"geometry.position_grid is {g['position_grid']}; crop needs at least the largest grid, {scales[-1] // patch}"
+    view = [g["view_px"], g["view_patch_px"], g["view_width"]]
+    if None in view:
+        if view != [None] * 3:
+            yield f"geometry.view_px, view_patch_px, view_width are {view}; all or none are given"
+    elif view[0] % view[1] or view[0] // view[1] % (scales[0] // patch):
+        yield f"geometry.view_px is {view[0]}; its grid of {view[1]} px patches must be a multiple of the low-res grid {scales[0] // patch}"
+
+
+def _parts(manifest: dict):
+    """What is wrong between text, contrast, networks and members."""
+    networks, members, text = manifest["networks"], manifest["members"], manifest["text"]
+    if (text is None) != ("encode_prompt" not in networks):
+        yield "text and networks.encode_prompt belong together; one is given without the other"
+    if manifest["contrast"] is not None and (text is None or "pool" not in networks):
+        yield "contrast needs text and networks.pool"
+    files = {f"networks.{name}.{key}": entry[key] for name, entry in networks.items() for key in ("file", "weights") if entry[key] is not None}
+    if text is not None:
+        files["text.tokenizer"] = text["tokenizer"]
+        if text["pad_id"] >= text["vocabulary"]:
+            yield f"text.pad_id is {text['pad_id']}; the vocabulary has {text['vocabulary']} entries"
+    for place, name in files.items():
+        if name not in members:
+            yield f"{place} is {name!r}, which is not among the members"
+        if place.endswith(".weights") and not name.endswith(".safetensors"):
+            yield f"{place} is {name!r}; weights are .safetensors"
+
+
+def _ports(manifest: dict):
+    """What is wrong in the names and widths of the networks' inputs and outputs."""
+    g, text = manifest["geometry"], manifest["text"]
+    layers = range(g["depth"])
+    width, features, pooled = g["width"], g["feature_width"], g["pooled_width"]
+    head = width // g["heads"]
+    patch = 3 * g["patch_px"] ** 2
+    view_in = {"view": 3 * g["view_patch_px"] ** 2} if g["view_px"] else {}
+    view_out = {"view_features": g["view_width"]} if g["view_px"] else {}
+    known = {       # network -> (input -> last size, output -> last size)
+        "encode": ({"patches": patch, "position": width, "keep": 1, **{f"past_{kind}_{i}": head for kind in ("key", "value") for i in layers}},
+                   {"tokens": width, "features": features, **{f"{kind}_{i}": head for kind in ("key", "value") for i in layers}}),
+        "score_features": ({"features": features, **view_in}, {"low_features": width, **view_out}),
+        "encode_prompt": ({"ids": text["context_length"] if text else 0}, {"pooled": pooled, "prompt": width}),
+        "pool": ({"tokens": width}, {"pooled": pooled}),
+    }
+    for name, entry in manifest["networks"].items():
+        for side, sizes in zip(("inputs", "outputs"), known[name]):
+            ports = {port["name"]: port["shape"] for port in entry[side]}
+            if len(ports) != len(entry[side]) or set(ports) != set(sizes):
+                differ = sorted(set(ports) ^ set(sizes)) or ["a name given twice"]
+                yield f"networks.{name}.{side} differ from the {name} network of this geometry in {', '.join(differ[:4])}"
+                continue
+            for port, shape in ports.items():
+                if not shape or isinstance(shape[-1], int) and shape[-1] != sizes[port]:
+                    yield f"networks.{name}.{side}: {port} has shape {shape}; its last size is {sizes[port]}"
+
