@@ -20,7 +20,7 @@ from .reference.config import Ps3Config
 from .reference.model import Ps3Model
 from .reference.side_files import PreprocessorConfig, TokenizerConfig
 from .weights import Checkpoint, load_into
-from .write_bundle import BundleWriter, TensorPlan
+from .write_bundle import BundleWriter, SafetensorsLayout
 
 Progress = Callable[[str], None]
 NVIDIA_LICENCE = "NVIDIA PS3 weights: non-commercial use, see the model card"
@@ -76,7 +76,7 @@ def write(source, prepared: Prepared, output: str | Path, progress: Progress = l
             _write_network(writer, graph)
             progress(f"wrote {graph.name}: {sum(int(np.prod(w.shape)) for w in graph.weights.values()) * 4 / 1e6:.1f} MB")
         tables = _tables(source, config.vision)
-        writer.add_safetensors("tables.safetensors", [TensorPlan(key, "F32", array.shape, lambda array=array: array) for key, array in tables.items()])
+        writer.add_tensors("tables.safetensors", SafetensorsLayout({key: ("F32", array.shape) for key, array in tables.items()}), tables.__getitem__)
         if prepared.tokenizer is not None:
             writer.add_bytes("tokenizer.json", prepared.tokenizer)
         manifest = _manifest(source, prepared, graphs)
@@ -94,19 +94,20 @@ class Draft:
 
     @property
     def path(self) -> Path:
-        return self.writer.temporary_path
+        return Path(self.writer.beside)
 
-    def member(self, name: str) -> memoryview:
-        return self.writer.read_back(name)
+    def member(self, name: str) -> bytes:
+        return self.writer.read(name)
 
     def offset(self, name: str) -> int:
         return self.writer.offset(name)
 
 
 def _write_network(writer: BundleWriter, graph: Graph) -> None:
-    weights_file = f"{graph.name}.safetensors"
-    offsets = writer.add_safetensors(weights_file, [TensorPlan(w.name, "F32", w.shape, w.load) for w in graph.weights.values()])
-    writer.add_bytes(f"{graph.name}.onnx", graph.to_onnx(weights_file, offsets))
+    weights_file, weights = f"{graph.name}.safetensors", graph.weights
+    layout = SafetensorsLayout({name: ("F32", weight.shape) for name, weight in weights.items()})
+    writer.add_tensors(weights_file, layout, lambda name: weights[name].load())
+    writer.add_bytes(f"{graph.name}.onnx", graph.to_onnx(weights_file, layout.offsets))
 
 
 def _tables(source, vision) -> dict[str, np.ndarray]:

@@ -79,6 +79,7 @@ class BundleWriter:
     def __init__(self, path, manifest_bytes: int = MANIFEST_BYTES):
         self.path = os.fspath(path)
         self.members: dict[str, dict] = {}          # name -> {"bytes", "sha256"}, what the manifest will say
+        self._starts: dict[str, int] = {}           # name -> first byte of its data
         self._directory: list[bytes] = []
         self._zip64_from = FULL32                   # sizes and offsets from here on are written as 64-bit
         self._manifest_bytes = manifest_bytes
@@ -113,6 +114,7 @@ class BundleWriter:
             raise ExportError(f"[write_bundle] a member cannot be named {name!r}; names are plain file names, each once, and {MANIFEST} is the "
                               "writer's own. Choose another.")
         header_at = self._begin(name, size)
+        self._starts[name] = self._file.tell()
         digest, crc, done = hashlib.sha256(), 0, 0
         for chunk in chunks:
             view = memoryview(chunk).cast("B")
@@ -126,6 +128,22 @@ class BundleWriter:
             raise ExportError(f"[write_bundle] member {name} came as {done} bytes; {size} were announced. Check what produces it.")
         self._end(name, size, crc, header_at)
         self.members[name] = {"bytes": size, "sha256": digest.hexdigest()}
+
+    @property
+    def beside(self) -> str:
+        """The unfinished file. Its members may be read and mapped, for trying the networks before the manifest is sealed."""
+        self._file.flush()
+        return self._beside
+
+    def offset(self, name: str) -> int:
+        """First byte of a member inside the file, as in the finished bundle."""
+        return self._starts[name]
+
+    def read(self, name: str) -> bytes:
+        """A member that was written before."""
+        with open(self.beside, "rb") as file:
+            file.seek(self.offset(name))
+            return file.read(self.members[name]["bytes"])
 
     def finish(self, manifest: dict) -> None:
         """Fill in manifest["members"], check everything as Bundle.open does, put the manifest in its place and rename the file."""

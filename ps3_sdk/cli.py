@@ -5,11 +5,11 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from .atomic import replaced
 from .errors import InputError, Ps3Error
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130      # argparse itself exits with 2
@@ -129,25 +129,11 @@ def _encode(options) -> None:
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Beside the target, then renamed: a full disk or a stop leaves what was there."""
-    beside = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
-            beside = file.name
+        with replaced(path) as beside, open(beside, "wb") as file:
             np.savez(file, **arrays)
-        os.chmod(beside, 0o666 & ~_umask())
-        os.replace(beside, path)
     except OSError as error:
         raise InputError(f"[encode] {path} cannot be written: {error.strerror or error}. Choose a writable place with room.") from error
-    finally:
-        if beside and os.path.exists(beside):
-            os.unlink(beside)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _export(options) -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import _core
-from .answer import Answer, Choice, Timing, regions_from_map
+from .answer import Answer, Timing, regions_from_map
 from .budget import Budget
-from .errors import ClosedError, InputError
+from .errors import InputError
 from .frame import Frame
 from .prompt import Prompt
 
