@@ -1,0 +1,49 @@
+/// gather: cut the picked patches of one scale out of a frame, resampled and normalised. It makes every network input.
+///
+///   out[k][c][y][x] = (sample(c, r*P + y, q*P + x) / 255 - mean[c]) / std[c],   (r, q) = divmod(ids[k], size_px / P)
+///
+/// sample() is a pixel of the square size_px picture, which is never made as a whole. It is defined in two steps:
+///   1. frame (h, w) -> S x S with S = base_px, 8-bit: Pillow's Image.resize((S, S), BICUBIC), equal to the bit. Per axis,
+///      with z = max(in / S, 1) and c = (X + 0.5) * in / S:
+///        window   int(c - 2z + 0.5) .. int(c + 2z + 0.5), clipped to the frame
+///        weights  cubic((x - c + 0.5) / z), a = -0.5, divided by their sum in double, then rounded to 22-bit fixed point
+///        value    clip((2^21 + sum of weight * byte) >> 22)
+///      columns first, then rows; each pass rounds to a byte.
+///   2. S x S -> size_px x size_px: bicubic, a = -0.75, half-pixel centres, no antialias, clamped at the border, in float:
+///      torch.nn.functional.interpolate(mode="bicubic"). A phase of exactly 0 reads one pixel (3780 -> 3780 and -> 756).
+/// Step 2 runs on bytes and normalises after; for size_px == base_px and odd integer ratios the result equals
+/// torchvision's ToTensor and Normalize to the bit, else it is within 1e-6 of normalised range.
+///
+/// Shapes: ids i32[K], 0 <= id < (size_px/P)^2, any order, repeats allowed; out f32 [K][3][P][P], the order of a
+/// convolution weight (c, y, x). K = 0 is allowed. Ties: none.
+/// Memory: less than 8 MB beside frame and out for frames up to 8K. Results do not depend on num_threads.
+/// Errors: kInvalidArgument (frame, scale, mean/std, size of out), kOutOfRange (an id).
+#pragma once
+
+#include <cstdint>
+
+#include "ps3/device.h"
+#include "ps3/frame.h"
+#include "ps3/span.h"
+
+namespace ps3 {
+
+/// One scale of the picture pyramid; all sizes in pixels.
+struct Scale {
+  int base_px = 0;   ///< S: side of the square picture the frame is squashed to (the model's largest scale)
+  int size_px = 0;   ///< side of this scale, patch_px <= size_px <= base_px <= 65536, a multiple of patch_px
+  int patch_px = 0;  ///< P: side of a patch, 1..1024
+};
+
+/// Per channel, red green blue, on values scaled to 0..1.
+struct Normalize {
+  float mean[3] = {0.5f, 0.5f, 0.5f};
+  float std[3] = {0.5f, 0.5f, 0.5f};
+};
+
+[[nodiscard]] Status gather(Cpu, const FrameView& frame, const Scale& scale, Span<const std::int32_t> ids,
+                            const Normalize& normalize, Span<float> out) noexcept;
+[[nodiscard]] Status gather(Cuda, const FrameView& frame, const Scale& scale, Span<const std::int32_t> ids,
+                            const Normalize& normalize, Span<float> out) noexcept;
+
+}  // namespace ps3

@@ -1,0 +1,82 @@
+// The arithmetic of gather; gather.h states the formulas. Templates take a scalar or a vector of lanes.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "hd.h"
+#include "resample_math.h"
+
+namespace ps3::ops {
+
+constexpr int kWeightBits = 22;                                     // Pillow's: 32 - 8 - 2
+constexpr std::int32_t kHalf = std::int32_t{1} << (kWeightBits - 1);
+
+PS3_HD std::int32_t fixed_weight(double weight) {
+  const double scaled = weight * (1 << kWeightBits);
+  return static_cast<std::int32_t>(weight < 0 ? -0.5 + scaled : 0.5 + scaled);
+}
+
+/// A sum that started at kHalf, back to 0..255.
+template <class Int>
+PS3_HD Int to_byte_range(Int sum) {
+  Int value = sum >> kWeightBits;
+  value = value < 0 ? value - value : value;
+  return value > 255 ? value - value + 255 : value;
+}
+
+/// Step 2, one axis: where output i of `size` samples the base picture. Float, as torch computes it.
+struct Phase {
+  int index;   // floor of the position
+  float part;  // 0 <= part < 1; exactly 0: that one pixel
+};
+
+PS3_HD Phase phase_of(int i, int base, int size) {
+  const float ratio = static_cast<float>(base) / static_cast<float>(size);
+  const float position = fmaf(ratio, static_cast<float>(i) + 0.5f, -0.5f);  // one rounding, as in torch's kernels
+  int index = static_cast<int>(floorf(position));
+  index = index > base - 1 ? base - 1 : index;
+  float part = position - static_cast<float>(index);
+  part = part < 0.0f ? 0.0f : (part > 1.0f ? 1.0f : part);
+  return {index, part};
+}
+
+/// Weights of the pixels index - 1 .. index + 2: the cubic with a = -0.75.
+PS3_HD void cubic_taps(float part, float (&weights)[4]) {
+  constexpr float a = -0.75f;
+  const float outer = part + 1.0f, far = (1.0f - part) + 1.0f, near = 1.0f - part;
+  weights[0] = ((a * outer - 5.0f * a) * outer + 8.0f * a) * outer - 4.0f * a;
+  weights[1] = ((a + 2.0f) * part - (a + 3.0f)) * part * part + 1.0f;
+  weights[2] = ((a + 2.0f) * near - (a + 3.0f)) * near * near + 1.0f;
+  weights[3] = ((a * far - 5.0f * a) * far + 8.0f * a) * far - 4.0f * a;
+}
+
+/// value / 255, correctly rounded for the bytes 0..255 without a division: 1/255 in two floats, the first of 16 bits, so that
+/// its product with a byte is exact. For other values the error is one rounding more.
+template <class Float>
+PS3_HD Float over_255(Float value) {
+  constexpr float high = 257.0f / 65536.0f;                               // 1/255 = 257/65535
+  constexpr float low = static_cast<float>(1.0 / 255.0 - 257.0 / 65536.0);
+  return value * high + value * low;
+}
+
+/// (value / 255 - mean) / std of a byte. scale is 1 / std where that is exact (a power of two), else the division is done.
+template <bool kExactScale, class Float>
+PS3_HD Float normalize_byte(Float value, float mean, float std, float scale) {
+  const Float centered = over_255(value) - mean;
+  if constexpr (kExactScale) {
+    (void)std;
+    return centered * scale;
+  } else {
+    (void)scale;
+    return centered / std;
+  }
+}
+
+/// The same for an interpolated value: within one part in 10^6.
+template <class Float>
+PS3_HD Float normalize_sample(Float value, float mean, float scale) {
+  return (over_255(value) - mean) * scale;
+}
+
+}  // namespace ps3::ops

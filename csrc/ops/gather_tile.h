@@ -1,0 +1,34 @@
+// One tile of gather: frame pixels -> base positions -> normalised patches.
+#pragma once
+
+#include "gather_plan.h"
+#include "lanes.h"
+
+namespace ps3::ops {
+
+struct GatherJob {
+  FrameView frame;
+  Normalize normalize;
+  const GatherPlan* plan;
+  float* out;
+};
+
+/// A worker's buffers; all but `axis` are 64-byte aligned and allocated once a call.
+struct GatherScratch {
+  TileAxis x, y;
+  std::vector<std::uint8_t> memory;
+  Ints16* strip = nullptr;            // [source byte][16 rows]
+  std::uint8_t* converted = nullptr;  // [channel][16 rows][source_pitch], only for kNV12 and kYUYV
+  std::uint8_t* turned = nullptr;     // [3][position][16 rows]: columns pass, before it is turned back
+  std::int32_t* columns = nullptr;    // [3][source row][pitch]: result of the columns pass, bytes in 32 bits
+  float* ring = nullptr;              // [4][pitch]: the last four rows of the base picture
+  float* row = nullptr;               // [pitch]: one row after step 2 along y
+  int pitch = 0, source_pitch = 0, source_rows = 0;
+
+  /// May throw std::bad_alloc.
+  void allocate(const GatherJob& job);
+};
+
+void gather_tile(const GatherJob& job, const Tile& tile, GatherScratch& scratch);
+
+}  // namespace ps3::ops

@@ -1,0 +1,21 @@
+// The Cuda overloads of a build without CUDA.
+#include "fail.h"
+#include "ps3/ps3.h"
+
+namespace ps3 {
+
+namespace {
+
+Status no_cuda(const char* where) {
+  return ops::fail(Code::kNoCuda, "[%s] called with Cuda; this build has no CUDA kernels. Call it with Cpu.", where);
+}
+
+}  // namespace
+
+Status gather(Cuda, const FrameView&, const Scale&, Span<const std::int32_t>, const Normalize&, Span<float>) noexcept { return no_cuda("gather"); }
+Status score(Cuda, Span<const float>, int, int, Span<const float>, const ScoreView&, Span<float>) noexcept { return no_cuda("score"); }
+Status select(Cuda, const ProbMap&, int, int, Span<std::uint8_t>, Span<std::int32_t>) noexcept { return no_cuda("select"); }
+Status position_rows(Cuda, const PositionTable&, int, Span<const std::int32_t>, Span<float>) noexcept { return no_cuda("position_rows"); }
+Status scatter(Cuda, Span<const float>, int, Span<const std::int32_t>, int, int, Span<float>) noexcept { return no_cuda("scatter"); }
+
+}  // namespace ps3

@@ -1,0 +1,114 @@
+#include "ps3/score.h"
+
+#include <cmath>
+#include <new>
+#include <vector>
+
+#include "fail.h"
+#include "isa.h"
+#include "parallel.h"
+#include "score_math.h"
+
+namespace ps3 {
+
+namespace {
+
+inline __attribute__((always_inline)) void cosine_loop(const float* rows, long num_rows, int width, const float* query, float* out) {
+  for (long i = 0; i < num_rows; ++i) out[i] = ops::cosine(ops::products(rows + i * width, query, width));
+}
+inline __attribute__((always_inline)) void project_loop(const float* weight, const float* bias, int rows, int width,
+                                                        const float* prompt, float* out) {
+  for (int i = 0; i < rows; ++i) out[i] = ops::dot(weight + static_cast<long>(i) * width, prompt, width) + bias[i];
+}
+
+PS3_FOR_EACH_ISA(cosines, (const float* rows, long num_rows, int width, const float* query, float* out),
+                 (rows, num_rows, width, query, out), cosine_loop)
+PS3_FOR_EACH_ISA(project, (const float* weight, const float* bias, int rows, int width, const float* prompt, float* out),
+                 (weight, bias, rows, width, prompt, out), project_loop)
+
+Status check_size(const char* name, std::size_t got, std::size_t needed) {
+  if (got == needed) return {};
+  return ops::fail(Code::kInvalidArgument, "[score] %s holds %zu floats; needs %zu. Pass arrays of one model and one frame.", name, got, needed);
+}
+
+Status check_arguments(Span<const float> features, int grid, int width, Span<const float> prompt, const ScoreView& view,
+                       Span<float> prob) {
+  if (grid < 1 || width < 1 || grid > 4096) {
+    return ops::fail(Code::kInvalidArgument, "[score] grid %d and width %d; needs 1..4096 and at least 1. Pass the low-res grid.", grid, width);
+  }
+  const std::size_t places = static_cast<std::size_t>(grid) * grid;
+  Status status = check_size("features", features.size(), places * width);
+  if (status.ok()) status = check_size("prompt", prompt.size(), static_cast<std::size_t>(width));
+  if (status.ok()) status = check_size("prob", prob.size(), places);
+  if (!status.ok()) return status;
+  for (std::size_t i = 0; i < prompt.size(); ++i) {
+    if (!std::isfinite(prompt[i])) {
+      return ops::fail(Code::kInvalidArgument, "[score] prompt[%zu] is %g; needs finite numbers. Check what made the prompt vector.", i,
+                       static_cast<double>(prompt[i]));
+    }
+  }
+  if (view.features.empty()) return {};
+  if (view.grid < grid || view.grid % grid != 0 || view.width < 1 || view.grid > 4096) {
+    return ops::fail(Code::kInvalidArgument, "[score] view grid %d of width %d over grid %d; needs a multiple of the grid. Pass the view of this frame.",
+                     view.grid, view.width, grid);
+  }
+  status = check_size("view features", view.features.size(), static_cast<std::size_t>(view.grid) * view.grid * view.width);
+  if (status.ok()) status = check_size("view weight", view.weight.size(), static_cast<std::size_t>(view.width) * width);
+  if (status.ok()) status = check_size("view bias", view.bias.size(), static_cast<std::size_t>(view.width));
+  return status;
+}
+
+/// Rows are split into chunks so that several threads share them; a row's sum never depends on the split.
+void all_cosines(Cpu cpu, Span<const float> rows, int width, const float* query, float* out) {
+  constexpr long kChunk = 128;
+  const long num_rows = static_cast<long>(rows.size()) / width, chunks = (num_rows + kChunk - 1) / kChunk;
+  ops::parallel_for(ops::num_workers(cpu, chunks, 4), chunks, [&](long chunk, int) {
+    const long begin = chunk * kChunk;
+    cosines(rows.data() + begin * width, std::min(kChunk, num_rows - begin), width, query, out + begin);
+  });
+}
+
+}  // namespace
+
+Status score(Cpu cpu, Span<const float> features, int grid, int width, Span<const float> prompt, const ScoreView& view,
+             Span<float> prob) noexcept {
+  Status status = check_arguments(features, grid, width, prompt, view, prob);
+  if (!status.ok()) return status;
+  try {
+    std::vector<float> logit(prob.size());
+    all_cosines(cpu, features, width, prompt.data(), logit.data());
+    if (!view.features.empty()) {
+      std::vector<float> query(static_cast<std::size_t>(view.width));
+      std::vector<float> fine(static_cast<std::size_t>(view.grid) * view.grid);
+      project(view.weight.data(), view.bias.data(), view.width, width, prompt.data(), query.data());
+      all_cosines(cpu, view.features, view.width, query.data(), fine.data());
+      const int block = view.grid / grid;
+      for (int row = 0; row < grid; ++row) {
+        for (int col = 0; col < grid; ++col) {
+          float best = -2.0f;  // below any cosine
+          for (int y = row * block; y < (row + 1) * block; ++y) {
+            for (int x = col * block; x < (col + 1) * block; ++x) {
+              const float value = fine[static_cast<std::size_t>(y) * view.grid + x];
+              best = value > best || std::isnan(value) ? value : best;
+            }
+          }
+          float& place = logit[static_cast<std::size_t>(row) * grid + col];
+          place = (place + best) / 2;
+        }
+      }
+    }
+    for (std::size_t i = 0; i < logit.size(); ++i) {
+      if (std::isnan(logit[i])) {
+        return ops::fail(Code::kInvalidArgument, "[score] the features at place %zu give no number; needs finite features. Check the frame and the network.", i);
+      }
+    }
+    for (std::size_t i = 0; i < logit.size(); ++i) prob[i] = ops::probability(logit[i]);
+    return {};
+  } catch (const std::bad_alloc&) {
+    return ops::fail(Code::kOutOfMemory, "[score] no memory for %zu cosines; needs a few hundred kB. Free memory.", prob.size());
+  } catch (...) {
+    return ops::fail(Code::kInternal, "[score] stopped by an unexpected exception; this is a defect. Please report it.");
+  }
+}
+
+}  // namespace ps3

@@ -1,0 +1,56 @@
+// The arithmetic of score; score.h states the formulas.
+#pragma once
+
+#include <cmath>
+
+#include "hd.h"
+
+namespace ps3::ops {
+
+/// Sums of a.b, a.a and b.b in 16 partial sums, folded in halves: one order on every machine.
+struct Products {
+  float ab, aa, bb;
+};
+
+PS3_HD float fold16(float (&part)[16]) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+  }
+  return part[0];
+}
+
+PS3_HD Products products(const float* a, const float* b, int n) {
+  float ab[16] = {}, aa[16] = {}, bb[16] = {};
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    for (int l = 0; l < 16; ++l) ab[l] += a[i + l] * b[i + l];
+    for (int l = 0; l < 16; ++l) aa[l] += a[i + l] * a[i + l];
+    for (int l = 0; l < 16; ++l) bb[l] += b[i + l] * b[i + l];
+  }
+  for (int l = 0; i < n; ++i, ++l) {
+    ab[l] += a[i] * b[i];
+    aa[l] += a[i] * a[i];
+    bb[l] += b[i] * b[i];
+  }
+  return {fold16(ab), fold16(aa), fold16(bb)};
+}
+
+PS3_HD float dot(const float* a, const float* b, int n) {
+  float ab[16] = {};
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    for (int l = 0; l < 16; ++l) ab[l] += a[i + l] * b[i + l];
+  }
+  for (int l = 0; i < n; ++i, ++l) ab[l] += a[i] * b[i];
+  return fold16(ab);
+}
+
+PS3_HD float cosine(const Products& p) {
+  constexpr float eps = 1e-12f;
+  const float a = sqrtf(p.aa), b = sqrtf(p.bb);
+  return p.ab / ((a > eps ? a : eps) * (b > eps ? b : eps));
+}
+
+PS3_HD float probability(float logit) { return 1.0f / (1.0f + expf(-5.0f * logit)); }
+
+}  // namespace ps3::ops

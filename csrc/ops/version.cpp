@@ -1,0 +1,20 @@
+#include "ps3/version.h"
+
+#include "isa.h"
+#include "parallel.h"
+
+namespace ps3 {
+
+const char* version() noexcept { return PS3_VERSION; }
+
+BuildInfo build_info() noexcept {
+#if defined(__clang__)
+  const char* const compiler = "Clang " __clang_version__;
+#else
+  const char* const compiler = "GCC " __VERSION__;
+#endif
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return {compiler, false, ops::isa_name(ops::isa()), cores};
+}
+
+}  // namespace ps3
