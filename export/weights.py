@@ -148,7 +148,7 @@ def _shards(folder: Path) -> dict[str, Path]:
         listed = json.loads(index.read_text("utf-8"))["weight_map"]
         names = set(listed.values())
         inside = all(isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise ExportError(f"[weights] {index} cannot be read ({type(error).__name__}: {error}); a JSON object with weight_map is needed. Download it again.") from error
     if not inside or not names:
         raise ExportError(f"[weights] weight_map of {index} names files that are not .safetensors of its own folder; plain file names are needed. Download it again.")

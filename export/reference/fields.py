@@ -28,7 +28,7 @@ class Fields:
             raise ExportError(f"[config] {path} does not exist; a checkpoint folder has a {path.name}. Pass the folder that holds it.") from None
         except OSError as error:
             raise ExportError(f"[config] {path} cannot be read ({error}); a readable file is needed. Check its permissions.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ExportError(f"[config] {path} is not JSON ({error}); the checkpoint's own {path.name} is needed. Download it again.") from error
 
     def __contains__(self, key: str) -> bool:
