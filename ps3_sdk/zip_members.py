@@ -78,7 +78,7 @@ def _directory(data, where):
         raise _bad(where, "its end record names other volumes or a comment")
     if FULL16 in (here, count) or FULL32 in (size, offset):
         short = (count, size, offset)
-        signature, record, disk, total = LOCATOR.unpack_from(data, end - LOCATOR.size) if end >= LOCATOR.size else (b"", 0, 0, 0)
+        signature, disk, record, total = LOCATOR.unpack_from(data, end - LOCATOR.size) if end >= LOCATOR.size else (b"", 0, 0, 0)
         end -= LOCATOR.size + END64.size
         if signature != b"PK\x06\x07" or record != end or disk or total != 1:
             raise _bad(where, "its 64-bit end record is missing")
