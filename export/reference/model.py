@@ -90,6 +90,8 @@ class Ps3Model(nn.Module):
             raise InputError(f"[select] first_scales has {len(firsts)} entries; the batch has {batch} pictures. Pass one number or one for each.")
         reach = None if firsts[0] is None else max(firsts)
         plans = [plan_looks(capacity, self.config.vision.per_look, num_looks=num_looks, num_tokens=num_tokens, first_scales=first, reach=reach) for first in firsts]
+        if len({len(plan) for plan in plans}) > 1:
+            raise InputError(f"[select] first_scales {firsts} give the pictures of this batch different numbers of looks; equal ones are needed. Encode them one by one.")
         return pick_looks(probs, plans)
 
     def gather(self, pixels: Tensor, look: Look) -> tuple[Tensor, Tensor]:
@@ -105,6 +107,8 @@ class Ps3Model(nn.Module):
             positions.append([self.vision_model.position(scale, size, picked) for picked in ids])
         if len({sum(len(ids[i]) for ids in look) for i in range(len(pixels))}) > 1:
             raise InputError("[gather] the pictures of this batch pick different numbers of patches; one batch needs equal numbers. Encode them one by one.")
+        if not patches:
+            return pixels.new_zeros(len(pixels), 0, 3 * config.trunk.patch_px ** 2), pixels.new_zeros(len(pixels), 0, config.width)
         join = lambda scales: torch.stack([torch.cat([scale[i] for scale in scales]) for i in range(len(pixels))])
         return join(patches), join(positions)
 
@@ -136,7 +140,7 @@ class Ps3Model(nn.Module):
         picked = [to_ids(maps) for maps in looks] if looks is not None else self.select(
             probs, num_looks=num_looks, num_tokens=num_tokens, first_scales=first_scales)
         kept = slice(None) if keep_hidden else slice(-1, None)
-        steps = [self.encode_high(*self.gather(pixels, look), low.kv).hidden[kept] for look in picked if any(len(i) for ids in look for i in ids)]
+        steps = [self.encode_high(*self.gather(pixels, look), low.kv).hidden[kept] for look in picked]
         hidden = low.hidden[kept]
         if steps:
             order = _order(picked, sizes)[..., None]

@@ -29,7 +29,7 @@ def plan_looks(capacity: Sequence[int], per_look: Sequence[int], *, num_looks: i
         reach: how many scales count as "everything", default first_scales (a batch counts the largest of its images').
     Raises:
         BudgetError: negative, or num_looks and num_tokens both given, or first_scales outside 1..scales.
-    What a scale cannot give any more, the next scale gives; what the last cannot give is lost.
+    What a scale cannot give any more, the next scale gives; what the last cannot give is lost. Empty looks are dropped.
     """
     if num_looks is not None and num_tokens is not None:
         raise BudgetError("[select] num_looks and num_tokens are both given; they are two ways to say the same. Pass one of them.")
@@ -49,7 +49,8 @@ def plan_looks(capacity: Sequence[int], per_look: Sequence[int], *, num_looks: i
     else:
         budgets = [None] * (most if "all" in (num_looks, num_tokens) else min(num_looks, most))
     free = list(capacity)
-    return [_take(free, _wanted(per_look, budget, first_scales)) for budget in budgets]
+    looks = [_take(free, _wanted(per_look, budget, first_scales)) for budget in budgets]
+    return [look for look in looks if sum(look)]
 
 
 def _wanted(per_look: Sequence[int], budget: int | None, first_scales: int | None) -> list[int]:
