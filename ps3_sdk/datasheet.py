@@ -6,7 +6,7 @@ def describe(bundle) -> str:
     """The data sheet of an open Bundle: model, geometry, networks, measured parity, members, tools. Plain text, no trailing newline."""
     manifest = bundle.manifest
     sections = [_model(bundle, manifest), _geometry(manifest["geometry"]), _text(manifest), _networks(manifest), _parity(manifest["parity"]),
-                _members(bundle, manifest), "tools\n  " + ", ".join(f"{name} {version}" for name, version in manifest["tools"].items())]
+                _members(bundle, manifest), "tools: " + ", ".join(f"{name} {version}" for name, version in manifest["tools"].items())]
     return "\n\n".join(section for section in sections if section)
 
 
@@ -32,7 +32,7 @@ def _geometry(g) -> str:
     for index, px in enumerate(g["scales_px"]):
         n = px // g["patch_px"]
         rows.append((str(px), f"{n} x {n}", str(n * n), "all, once a frame" if index == 0 else str(g["per_look"][index - 1])))
-    lines = [f"geometry: patch {g['patch_px']} px, {g['depth']} blocks of width {g['width']}, {g['heads']} heads", *_table(rows)]
+    lines = [f"geometry: patch {g['patch_px']} px, depth {g['depth']}, width {g['width']}, {g['heads']} heads", *("  " + line for line in _table(rows))]
     if g["view_px"]:
         lines.append(f"  score also looks at {g['view_px']} px, {g['view_px'] // g['view_patch_px']} x {g['view_px'] // g['view_patch_px']} places")
     return "\n".join([*lines, f"  position rows: {g['position']} of a {g['position_grid']} x {g['position_grid']} table"])
@@ -51,7 +51,7 @@ def _networks(manifest) -> str:
     for name, entry in manifest["networks"].items():
         size = sum(manifest["members"][entry[key]]["bytes"] for key in ("file", "weights") if entry[key])
         rows.append((name, entry["runtime"], entry["precision"], size_text(size), _ports(entry["inputs"])))
-    return "\n".join(["networks", *_table(rows)])
+    return "\n".join(_table(rows))
 
 
 def _ports(ports) -> str:
@@ -65,16 +65,16 @@ def _parity(parity) -> str:
     if not parity:
         return "parity: not measured"
     rows = [("parity", "max rel. error", "against", "inputs")]
-    return "\n".join(_table(rows + [(stage, f"{p['max_relative_error']:.1e}", p["against"], p["inputs"]) for stage, p in parity.items()], indent=""))
+    return "\n".join(_table(rows + [(stage, f"{p['max_relative_error']:.1e}", p["against"], p["inputs"]) for stage, p in parity.items()]))
 
 
 def _members(bundle, manifest) -> str:
     rows = [("member", "size", "sha256")]
     for name, size in bundle.members.items():
         rows.append((name, size_text(size), manifest["members"][name]["sha256"][:16] if name in manifest["members"] else ""))
-    return "\n".join(_table(rows, indent=""))
+    return "\n".join(_table(rows))
 
 
-def _table(rows, indent: str = "  ") -> list[str]:
+def _table(rows) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

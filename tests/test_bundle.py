@@ -130,7 +130,7 @@ def test_the_schema_uses_no_keyword_that_the_checker_ignores():
         for key in ("properties", "$defs"):
             for inner in node.get(key, {}).values():
                 walk(inner)
-        for inner in [node.get("items", {}), *node.get("anyOf", []), node.get("additionalProperties") or {}]:
+        for inner in filter(None, [node.get("items"), *node.get("anyOf", []), node.get("additionalProperties")]):
             walk(inner)
         assert node.get("type") != "object" or "additionalProperties" in node, "an object that is not closed"
     walk(schema())
