@@ -96,6 +96,10 @@ class Draft:
     def path(self) -> Path:
         return Path(self.writer.beside)
 
+    @property
+    def members(self) -> dict[str, int]:
+        return {name: entry["bytes"] for name, entry in self.writer.members.items()}
+
     def member(self, name: str) -> bytes:
         return self.writer.read(name)
 

@@ -74,6 +74,7 @@ class Bundle:
                 done += len(part)
                 if progress:
                     progress(done, total)
+            self.release(name)
             if digest.hexdigest() != entry["sha256"]:
                 raise BundleError(f"[bundle] {self.path}: member {name} has sha256 {digest.hexdigest()[:16]}..., the manifest says "
                                   f"{entry['sha256'][:16]}...; its bytes were altered or damaged. Copy the file again, or export it again.")
@@ -95,6 +96,16 @@ class Bundle:
     def tensors(self, name: str) -> dict[str, np.ndarray]:
         """Tensors of a .safetensors member, read-only views of the mapped file; bfloat16 comes as its uint16 bits."""
         return views(self.member(name), f"[bundle] {self.path}: {name}")
+
+    def release(self, name: str) -> None:
+        """Say that a member is not needed for now: its pages leave this process's memory (the file cache keeps them).
+
+        For tables of which a few rows are read: the system maps up to a megabyte around each row that is touched.
+        """
+        member = self._known(name)
+        start = member.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._data.obj.madvise(mmap.MADV_DONTNEED, start, member.offset + member.size - start)
 
     def close(self) -> None:
         """Let go of the mapping; it goes when the last view of it does. A second call does nothing."""

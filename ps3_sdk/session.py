@@ -19,6 +19,8 @@ from .prompt import Prompt, PromptTokenizer
 
 DEFAULT_BUNDLE = Path(__file__).parent / "assets" / "default.plan"
 RUNTIMES = {"onnxruntime": "ps3_sdk.runtimes.ort"}      # manifest's word -> adapter module, imported when needed
+TABLES = "tables.safetensors"
+LARGE_BYTES = 64 << 20      # of tables, from where their pages are worth giving back
 PROMPTS_KEPT = 256
 
 
@@ -45,7 +47,8 @@ class Session:
             self.geometry = manifest["geometry"]
             self.patch_px, self.base_px = self.geometry["patch_px"], self.geometry["scales_px"][-1]
             self.notes = _notes(manifest)
-            self._tables = self.bundle.tensors("tables.safetensors")
+            self._tables = self.bundle.tensors(TABLES)
+            self._large_tables = self.bundle.members[TABLES] > LARGE_BYTES
             self._networks = {name: self._load(name, entry["runtime"]) for name, entry in manifest["networks"].items()}
             self._tokenizer = PromptTokenizer(self.bundle) if manifest["text"] else None
         except BaseException:
@@ -153,8 +156,11 @@ class Session:
     def gather(self, frame: Frame, picks: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Cut picked patches of all scales out of the frame: patches (n, 3 * patch * patch), position rows (n, width)."""
         self._open()
-        return (np.concatenate([self._patches(frame, px, self.patch_px, ids) for px, ids in picks.items()]),
-                np.concatenate([self._position(px, ids) for px, ids in picks.items()]))
+        patches = np.concatenate([self._patches(frame, px, self.patch_px, ids) for px, ids in picks.items()])
+        position = np.concatenate([self._position(px, ids) for px, ids in picks.items()])
+        if self._large_tables:
+            self.bundle.release(TABLES)
+        return patches, position
 
     def encode_high(self, patches: np.ndarray, position: np.ndarray, kv: dict[str, np.ndarray]) -> np.ndarray:
         """(n, width) f32 tokens of picked patches, which attend to the low-res keys and values and to each other."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from ps3_sdk.errors import RuntimeFailedError, RuntimeMissingError
 
+LARGE_BYTES = 100 << 20   # networks with more weights run for seconds; they give their working memory back after each run
 LOCATION_BYTES = 200     # the prefix "./" * 100 that the exporter leaves in front of a weight file's name
 OFFSET = re.compile(rb"offset\x12\x14(\d{20})")
 
@@ -35,7 +36,10 @@ def load(bundle, name: str, threads: int = 0) -> "OrtNetwork":
     except Exception as error:      # ONNX Runtime raises a dozen unrelated classes
         raise RuntimeFailedError(f"[ort] {name} of {bundle.path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {_first_line(error)}. "
                                  "Export the bundle again with this version of ps3_sdk.") from error
-    return OrtNetwork(session, name)
+    run_options = onnxruntime.RunOptions()
+    if entry["weights"] and bundle.members[entry["weights"]] > LARGE_BYTES:
+        run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return OrtNetwork(session, name, run_options)
 
 
 def point_into_bundle(model: bytes, weights: str, bundle_name: str, member_offset: int) -> bytes:
@@ -58,12 +62,12 @@ def _first_line(error: Exception) -> str:
 
 
 class OrtNetwork:
-    def __init__(self, session, name: str):
-        self._session, self._name = session, name
+    def __init__(self, session, name: str, run_options):
+        self._session, self._name, self._run_options = session, name, run_options
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         try:
-            return dict(zip(outputs, self._session.run(list(outputs), dict(inputs))))
+            return dict(zip(outputs, self._session.run(list(outputs), dict(inputs), self._run_options)))
         except Exception as error:
             raise RuntimeFailedError(f"[ort] {self._name} failed: {_first_line(error)}. "
                                      f"It was given {', '.join(f'{k} {v.shape}' for k, v in list(inputs.items())[:4])}.") from error
