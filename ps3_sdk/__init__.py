@@ -7,7 +7,7 @@
 """
 from pathlib import Path as _Path
 
-from .answer import Answer, Choice, Region, Timing
+from .answer import Answer, Choice, Region, Timing, Timings
 from .bundle import Bundle
 from .errors import (BudgetError, BundleError, ClosedError, ExportError, InputError, Ps3Error, RuntimeFailedError,
                      RuntimeMissingError)
@@ -17,7 +17,7 @@ from .session import Session
 
 __version__ = "0.1.0"
 __all__ = ["Answer", "BudgetError", "Bundle", "BundleError", "Choice", "ClosedError", "Encoding", "ExportError", "Frame", "InputError", "Look",
-           "Ps3Error", "Region", "RuntimeFailedError", "RuntimeMissingError", "Session", "Timing", "cmake_dir"]
+           "Ps3Error", "Region", "RuntimeFailedError", "RuntimeMissingError", "Session", "Timing", "Timings", "cmake_dir"]
 
 
 def cmake_dir() -> str:

@@ -177,8 +177,9 @@ class Session:
             seen = encoding.high_tokens if len(encoding.high_tokens) else encoding.tokens
             pooled = self._run("pool", {"tokens": seen[None]}, ["pooled"])["pooled"][0]
             cosines = [float(text @ pooled / max(np.linalg.norm(text) * np.linalg.norm(pooled), 1e-12)) for text in texts]
-            ranked = [Choice(text, cosine) for text, cosine in zip(choices, cosines)]
-            return sorted(ranked, key=lambda choice: -choice.similarity)
+            contrast = self.bundle.manifest["contrast"]     # SigLIP's temperature and bias, when the checkpoint has them
+            prob = lambda cosine: None if contrast is None else float(1 / (1 + np.exp(-(contrast["scale"] * cosine + contrast["bias"]))))
+            return sorted((Choice(text, cosine, prob(cosine)) for text, cosine in zip(choices, cosines)), key=lambda choice: -choice.similarity)
 
     def budget(self, tokens=None, looks=None, scales=None) -> budget.Budget:
         """What a budget comes to, per look and high-res scale."""

@@ -1,0 +1,69 @@
+"""A camera loop: frames arrive as NV12 in a buffer that the driver reuses; always ask about the freshest one.
+
+    python examples/camera_loop.py [--seconds 3] [--tokens 512]
+
+The camera here is a thread that moves over a photograph. With a real one, replace Camera.newest() by your driver's call that
+gives the newest Y and UV planes; they are read in place, at any row pitch.
+"""
+import argparse
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import ps3_sdk
+
+HEIGHT, WIDTH = 2160, 3840
+
+
+class Camera(threading.Thread):
+    """30 frames a second of NV12; keeps the newest, counts those nobody took."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        picture = Image.open(Path(__file__).parent / "frames" / "boats_4k.jpg").convert("YCbCr")
+        y, cb, cr = (np.asarray(plane) for plane in picture.split())
+        self.luma, self.chroma = y, np.stack([cb[::2, ::2], cr[::2, ::2]], axis=-1).reshape(HEIGHT // 2, WIDTH)
+        self.lock, self.fresh, self.num_frames, self.num_dropped = threading.Condition(), None, 0, 0
+
+    def run(self):
+        while True:
+            shift = 2 * self.num_frames % WIDTH
+            planes = np.roll(self.luma, -shift, axis=1), np.roll(self.chroma, -shift, axis=1)
+            with self.lock:
+                self.num_dropped += self.fresh is not None
+                self.fresh = (planes, time.perf_counter())
+                self.num_frames += 1
+                self.lock.notify()
+            time.sleep(1 / 30)
+
+    def newest(self):
+        with self.lock:
+            self.lock.wait_for(lambda: self.fresh is not None)
+            fresh, self.fresh = self.fresh, None
+            return fresh
+
+
+options = argparse.ArgumentParser()
+options.add_argument("--seconds", type=float, default=3)
+options.add_argument("--tokens", type=int, default=512)
+options = options.parse_args()
+
+timings, ages_ms = ps3_sdk.Timings(), []
+camera = Camera()
+camera.start()
+with ps3_sdk.Session() as session:
+    session.encode_prompt("a boat")             # prompts are encoded once and kept
+    end = time.perf_counter() + options.seconds
+    while time.perf_counter() < end:
+        (luma, chroma), taken_at = camera.newest()
+        frame = ps3_sdk.Frame.of((luma, chroma), format="NV12", matrix="bt601", full_range=True)
+        answer = session.ask(frame, "a boat", tokens=options.tokens)
+        ages_ms.append((time.perf_counter() - taken_at) * 1e3)
+        timings += answer.timing
+        if timings.num_runs == 1:
+            print(answer.headline())
+print(timings)
+print(f"age of a frame when it is answered: median {np.median(ages_ms):.0f} ms, worst {max(ages_ms):.0f} ms; {camera.num_dropped} of {camera.num_frames} frames skipped")

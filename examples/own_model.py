@@ -1,0 +1,38 @@
+"""First own model: a PS3 checkpoint folder becomes an engine.plan, and the plan is asked. Needs ps3_sdk[export].
+
+    python examples/own_model.py [CHECKPOINT] [PLAN]
+
+CHECKPOINT is a folder or a hub id such as nvidia/PS3-4K-SigLIP2. Without one, a small checkpoint with random weights is
+written first, in the same layout. The command line does the same: ps3 export CHECKPOINT -o engine.plan
+"""
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import ps3_sdk
+from ps3_sdk.export.default_bundle import CONFIG, byte_tokenizer
+from ps3_sdk.export.make_bundle import make_bundle
+
+
+def write_small_checkpoint(folder: Path) -> None:
+    """config.json, preprocessor_config.json, tokenizer files and model.safetensors, as on the hub."""
+    from safetensors.torch import save_file
+    from ps3_sdk.export.random_checkpoint import RandomCheckpoint
+    from ps3_sdk.export.reference.config import Ps3Config
+    weights = RandomCheckpoint(Ps3Config.from_dict(CONFIG), seed=11)
+    save_file({key: weights.tensor(key).contiguous() for key in weights.keys()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_size": [3780, 3780], "mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_name": "bytes", "context_length": 64, "clean": "canonicalize"}))
+    (folder / "tokenizer.json").write_bytes(byte_tokenizer())
+
+
+with tempfile.TemporaryDirectory() as folder:
+    checkpoint = sys.argv[1] if len(sys.argv) > 1 else folder
+    plan = sys.argv[2] if len(sys.argv) > 2 else str(Path(folder) / "engine.plan")
+    if checkpoint == folder:
+        write_small_checkpoint(Path(folder))
+    make_bundle(checkpoint, plan, progress=print)
+    with ps3_sdk.Session(plan) as session:
+        print(session.ask(Path(__file__).parent / "frames" / "boats_4k.jpg", "a boat", choices=["a boat", "a car"]))
