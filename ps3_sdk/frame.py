@@ -138,15 +138,15 @@ def _host_array(data):
     if isinstance(data, memoryview):
         return np.asarray(data)
     if hasattr(data, "__dlpack__"):
-        device, index = data.__dlpack_device__()
-        if device not in _HOST_DEVICES:
-            raise InputError(f"[frame] the tensor is on {_DEVICES.get(int(device), f'device type {int(device)}')} device {index}; frames are "
-                             "read in host memory. Pass tensor.cpu() (or cupy.asnumpy(array)).")
         try:
-            return np.from_dlpack(data)
+            device, index = map(int, data.__dlpack_device__())
+            if device in _HOST_DEVICES:
+                return np.from_dlpack(data)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"[frame] {type(data).__name__} gave no uint8 memory by DLPack: {error}; a plain uint8 tensor is needed. "
                              "Detach it and convert it to uint8.") from error
+        raise InputError(f"[frame] the tensor is on {_DEVICES.get(device, f'device type {device}')} device {index}; frames are read in host "
+                         "memory. Pass tensor.cpu() (or cupy.asnumpy(array)).")
     raise InputError(f"[frame] got {type(data).__name__}; a frame is a uint8 array, a tensor with DLPack, a PIL image, a path, or the bytes "
                      "of a picture file. Convert it with numpy.asarray(...).")
 

@@ -80,6 +80,8 @@ def pil_to_array(image, source):
         if image.mode in ("I", "F"):
             raise InputError(f"[frame] {source} has mode {image.mode!r}, 32-bit values without a defined white; a frame is 8-bit. "
                              "Scale it to 0..255 and pass it as a uint8 array.")
+        if image.mode in ("La", "RGBa"):        # Pillow converts premultiplied alpha in two steps only
+            image = image.convert(image.mode.upper())
         if image.mode not in ("L", "RGB", "RGBA"):
             image = image.convert("RGB")
         return np.asarray(image), "GRAY" if image.mode == "L" else image.mode

@@ -67,7 +67,8 @@ def test_hostile_file_is_refused_and_the_error_says_why(case, tmp_path):
     assert text.startswith("[bundle] ") and path.name in text and len(text) < 900 and text.endswith("."), text
 
 
-@pytest.mark.parametrize("kind, says", [("missing", "No such file"), ("folder", "is a folder"), ("pipe", "not a regular file"), ("zero_byte", "cannot be opened")])
+@pytest.mark.parametrize("kind, says", [("missing", "No such file"), ("folder", "is a folder"), ("pipe", "not a regular file"),
+                                        ("zero_byte", "cannot be opened")])
 def test_what_is_no_file_is_refused(kind, says, tmp_path):
     path = tmp_path / "engine.plan"
     if kind == "folder":
