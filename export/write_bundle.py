@@ -132,7 +132,10 @@ class BundleWriter:
     @property
     def beside(self) -> str:
         """The unfinished file. Its members may be read and mapped, for trying the networks before the manifest is sealed."""
-        self._file.flush()
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise self._failed(error) from error
         return self._beside
 
     def offset(self, name: str) -> int:

@@ -121,9 +121,10 @@ def _regions(pen, size, regions, enlarge, unit):
         text = f"{rank}   {region.prob:.2f}"
         left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
         width, height = right - left + 6 * unit + 4, bottom - top + 5 * unit + 4
-        spots = [(x0, y0 - height), (x0, y1), (x1 - width, y0 - height), (x1 - width, y1), (x0, y0)]
-        spots = [(min(max(x, 0), max(size[0] - width, 0)), min(max(y, 0), max(size[1] - height, 0))) for x, y in spots]
-        x, y = next((s for s in spots if not any(_overlap((*s, width, height), other) for other in taken)), spots[0])
+        spots = [(x0, y0 - height), (x0, y1), (x1 - width, y0 - height), (x1 - width, y1), (x1, y0), (x0 - width, y0)]
+        inside = [(x, y) for x, y in spots if 0 <= x <= size[0] - width and 0 <= y <= size[1] - height]
+        free = [spot for spot in inside if not any(_overlap((*spot, width, height), other) for other in taken)]
+        x, y = (free or inside or [(min(max(x0, 0), max(size[0] - width, 0)), max(y0, 0))])[0]
         taken.append((x, y, width, height))
         best = rank == 1
         paper, ink = ("#ffffff", "#000000") if best else ("#000000", "#ffffff")
