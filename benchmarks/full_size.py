@@ -38,7 +38,7 @@ print(json.dumps({"s": time.perf_counter() - start, "open_s": opened, "tokens": 
 THEIRS = """
 import json, resource, sys, time, warnings
 warnings.filterwarnings("ignore")
-import torchvision_shim
+import peer_torchvision
 import numpy as np, torch
 from PIL import Image
 from ps3 import PS3ImageProcessor, PS3VisionModel

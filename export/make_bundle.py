@@ -130,7 +130,7 @@ def _manifest(source, prepared: Prepared, graphs: list[Graph]) -> dict:
     view = vision.highres_selection_feature
     return {
         "format": "ps3-bundle", "format_version": 1, "kind": "encoder",
-        "model": {"name": prepared.name, "family": config.family, "source": source.source, "revision": source.revision or "", "licence": prepared.licence,
+        "model": {"name": prepared.name, "family": config.family, "source": source.source if source.revision or source.folder is None else f"folder {Path(source.source).resolve().name}", "revision": source.revision or "", "licence": prepared.licence,
                   "weights": prepared.weights, "note": prepared.note},
         "geometry": {
             "patch_px": vision.trunk.patch_px, "scales_px": list(vision.scales_px), "width": vision.width, "depth": vision.trunk.depth,

@@ -86,8 +86,8 @@ def _geometry(g: dict):
     if None in view:
         if view != [None] * 3:
             yield f"geometry.view_px, view_patch_px, view_width are {view}; all or none are given"
-    elif view[0] % view[1] or view[0] // view[1] % (scales[0] // patch):
-        yield f"geometry.view_px is {view[0]}; its grid of {view[1]} px patches must be a multiple of the low-res grid {scales[0] // patch}"
+    elif view[0] % view[1] or view[0] // view[1] < scales[0] // patch:
+        yield f"geometry.view_px is {view[0]}; its grid of {view[1]} px patches must be whole and at least the low-res grid {scales[0] // patch}"
 
 
 def _parts(manifest: dict):

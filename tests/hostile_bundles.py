@@ -264,7 +264,7 @@ HOSTILE = {     # case: (bytes, text that the error must contain)
     "heads": (bundle(_at("geometry.heads", 3)), "it must divide width 8"),
     "zero_std": (bundle(_at("geometry.std", [0.5, 0, 0.5])), "deviations are above 0"),
     "half_a_view": (bundle(_at("geometry.view_width", None)), "all or none are given"),
-    "view_grid": (bundle(_at("geometry.view_px", 6)), "must be a multiple of the low-res grid 2"),
+    "view_grid": (bundle(_at("geometry.view_px", 2)), "must be whole and at least the low-res grid 2"),
     "crop_too_small": (bundle(_at("geometry.position", "crop")), "crop needs at least the largest grid, 8"),
     "text_without_network": (bundle(_at("networks.encode_prompt", DELETE)), "belong together"),
     "contrast_without_pool": (bundle(_at("networks.pool", DELETE)), "contrast needs text and networks.pool"),

@@ -13,9 +13,11 @@ namespace ps3 {
 
 namespace {
 
+template <int kLanes>
 inline __attribute__((always_inline)) void cosine_loop(const float* rows, long num_rows, int width, const float* query, float* out) {
   for (long i = 0; i < num_rows; ++i) out[i] = ops::cosine(ops::products(rows + i * width, query, width));
 }
+template <int kLanes>
 inline __attribute__((always_inline)) void project_loop(const float* weight, const float* bias, int rows, int width,
                                                         const float* prompt, float* out) {
   for (int i = 0; i < rows; ++i) out[i] = ops::dot(weight + static_cast<long>(i) * width, prompt, width) + bias[i];
@@ -48,8 +50,8 @@ Status check_arguments(Span<const float> features, int grid, int width, Span<con
     }
   }
   if (view.features.empty()) return {};
-  if (view.grid < grid || view.grid % grid != 0 || view.width < 1 || view.grid > 4096) {
-    return ops::fail(Code::kInvalidArgument, "[score] view grid %d of width %d over grid %d; needs a multiple of the grid. Pass the view of this frame.",
+  if (view.grid < grid || view.width < 1 || view.grid > 4096) {
+    return ops::fail(Code::kInvalidArgument, "[score] view grid %d of width %d over grid %d; needs at least the grid. Pass the view of this frame.",
                      view.grid, view.width, grid);
   }
   status = check_size("view features", view.features.size(), static_cast<std::size_t>(view.grid) * view.grid * view.width);
@@ -82,12 +84,11 @@ Status score(Cpu cpu, Span<const float> features, int grid, int width, Span<cons
       std::vector<float> fine(static_cast<std::size_t>(view.grid) * view.grid);
       project(view.weight.data(), view.bias.data(), view.width, width, prompt.data(), query.data());
       all_cosines(cpu, view.features, view.width, query.data(), fine.data());
-      const int block = view.grid / grid;
       for (int row = 0; row < grid; ++row) {
         for (int col = 0; col < grid; ++col) {
           float best = -2.0f;  // below any cosine
-          for (int y = row * block; y < (row + 1) * block; ++y) {
-            for (int x = col * block; x < (col + 1) * block; ++x) {
+          for (int y = ops::window_begin(row, view.grid, grid); y < ops::window_end(row, view.grid, grid); ++y) {
+            for (int x = ops::window_begin(col, view.grid, grid); x < ops::window_end(col, view.grid, grid); ++x) {
               const float value = fine[static_cast<std::size_t>(y) * view.grid + x];
               best = value > best || std::isnan(value) ? value : best;
             }

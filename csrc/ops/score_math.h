@@ -51,6 +51,10 @@ PS3_HD float cosine(const Products& p) {
   return p.ab / ((a > eps ? a : eps) * (b > eps ? b : eps));
 }
 
+/// Place i of g looks at view places window_begin(i) .. window_end(i) - 1 of v; windows overlap where g does not divide v.
+PS3_HD int window_begin(int i, int v, int g) { return i * v / g; }
+PS3_HD int window_end(int i, int v, int g) { return ((i + 1) * v + g - 1) / g; }
+
 PS3_HD float probability(float logit) { return 1.0f / (1.0f + expf(-5.0f * logit)); }
 
 }  // namespace ps3::ops

@@ -1,12 +1,13 @@
 /// score: how much a prompt cares about every place of the low-res grid.
 ///
 ///   logit[i] = cos(features[i], prompt)                                                              without a view
-///   logit[i] = (cos(features[i], prompt) + max over i's v/g x v/g block of cos(view[j], W prompt + b)) / 2   with one
+///   logit[i] = (cos(features[i], prompt) + max over i's window of cos(view[j], W prompt + b)) / 2               with one
 ///   prob[i]  = 1 / (1 + exp(-5 * logit[i]))
 ///   cos(a, b) = a.b / (max(|a|, 1e-12) * max(|b|, 1e-12))
 ///
 /// Shapes, all f32 and row-major: features [g*g][width], prompt [width]; view [v*v][view width], W [view width][width],
-/// b [view width], v a multiple of g; prob [g][g]. Sums run in 16 float partial sums: the same on every machine.
+/// b [view width], v >= g; prob [g][g]. The window of row r is view rows floor(r v / g) to ceil((r + 1) v / g) - 1, columns likewise:
+/// plain blocks where g divides v, overlapping ones elsewhere (C-RADIO: 54 over 24). Sums run in 16 float partial sums: the same on every machine.
 /// Error bound: 2e-6 of prob. Ties: none.
 /// Errors: kInvalidArgument (sizes, NaN or infinity in the prompt, values that make a prob NaN).
 /// Source: PS3, arXiv 2503.19903, top-down selection; the bottom-up map is the same with the model's prior prompt.

@@ -1,0 +1,143 @@
+"""From a checkpoint folder to the answer: ps3 export, Session on a real photograph, and the PyTorch reference beside it.
+
+The reference is held to ps3-torch by test_reference_conformance.py, so equal here means equal to the public model.
+"""
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch", reason="needs ps3_sdk[export]")
+
+import tiny_models
+from ps3_sdk import Session, cli
+from ps3_sdk.errors import ExportError, InputError
+from ps3_sdk.export.check import relative_error
+from ps3_sdk.export.make_bundle import make_bundle
+from ps3_sdk.export.reference.model import Ps3Model
+
+BOUND = 1e-5
+
+
+def normalised(photo, base):
+    """The reference's preprocessing: squash by Pillow (horizontal pass first), to [-1, 1]."""
+    squashed = Image.fromarray(photo).resize((base, photo.shape[0]), Image.Resampling.BICUBIC).resize((base, base), Image.Resampling.BICUBIC)
+    return (torch.from_numpy(np.array(squashed)).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
+
+
+@pytest.fixture(scope="module", params=[("siglip", "1.5k"), ("siglip2", "4k"), ("c-radio", "1.5k"), ("c-radio", "4k")], ids="-".join)
+def exported(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_models.write(folder / "checkpoint", tiny_models.config(*request.param))
+    make_bundle(str(folder / "checkpoint"), folder / "engine.plan")
+    with Session(folder / "engine.plan") as session:
+        yield session, Ps3Model.from_checkpoint(folder / "checkpoint")
+
+
+@pytest.mark.parametrize("prompt, budget", [("a boat", dict(looks=1)), ("", dict(looks=2)), ("the sky over the lake", dict(tokens=300))])
+def test_session_equals_the_reference(exported, photo, prompt, budget):
+    session, model = exported
+    pixels = normalised(photo, session.base_px)
+    ours = session.encode(photo, prompt, **budget)
+    query = session.encode_prompt(prompt).vector
+    with torch.inference_mode():
+        theirs = model(pixels, prompt=torch.from_numpy(query.copy())[None], num_looks=budget.get("looks"), num_tokens=budget.get("tokens"))
+    assert relative_error(ours.prob_at(session.geometry["scales_px"][1]), theirs.probs[0][0].numpy()) <= BOUND
+    for i, (px, ids) in enumerate(ours.picked.items()):
+        prob = theirs.probs[i][0].flatten().numpy()
+        wanted = np.flatnonzero(theirs.maps[i][0].flatten().numpy())
+        assert np.allclose(np.sort(prob[ids]), np.sort(prob[wanted]), rtol=0, atol=1e-6), f"{px} px: other probabilities were picked"
+    if all(np.array_equal(ids, np.flatnonzero(theirs.maps[i][0].flatten().numpy())) for i, ids in enumerate(ours.picked.values())):
+        assert relative_error(ours.tokens, theirs.tokens[0].numpy()) <= BOUND
+    else:
+        pytest.fail("the same tie rule picked other patches")
+
+
+def test_text_and_choices_equal_the_reference(exported, photo):
+    session, model = exported
+    ids, _ = session._tokenizer("the name plate")
+    with torch.inference_mode():
+        theirs = model.encode_prompt(torch.from_numpy(ids))
+    ours = session.encode_prompt("the name plate")
+    assert relative_error(ours.vector, theirs.prompt[0].numpy()) <= BOUND and relative_error(ours.pooled, theirs.pooled[0].numpy()) <= BOUND
+    answer = session.ask(photo, "the boat", choices=["red", "green"], tokens=100)
+    high = torch.from_numpy(session.encode(photo, "the boat", tokens=100).high_tokens.copy())[None]
+    with torch.inference_mode():
+        pooled = model.pool(high)[0]
+        for choice in answer.choices:
+            text = torch.from_numpy(session.encode_prompt(choice.text).pooled)
+            assert choice.similarity == pytest.approx(torch.cosine_similarity(text, pooled, dim=0).item(), abs=1e-5)
+
+
+def test_a_vision_only_checkpoint_takes_vectors_and_the_prior(tmp_path, photo):
+    tiny_models.write(tmp_path / "checkpoint", tiny_models.config("siglip", "1.5k", text=False))
+    assert cli.main(["export", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "engine.plan")]) == 0
+    with Session(tmp_path / "engine.plan") as session:
+        assert len(session.encode(photo, prompt_embedding=np.ones(32, np.float32), tokens=50).high_tokens)
+        assert len(session.encode(photo, tokens=50).high_tokens)
+        with pytest.raises(InputError, match="no text tower"):
+            session.ask(photo, "a boat")
+        with pytest.raises(InputError, match="no text tower"):
+            session.ask(photo, "", choices=["red"], tokens=8)
+
+
+@pytest.mark.parametrize("shards, dtype", [(3, "f32"), (1, "bf16"), (2, "f16")])
+def test_shards_and_half_precision_export_the_same_way(tmp_path, shards, dtype):
+    tiny_models.write(tmp_path / "checkpoint", tiny_models.config("siglip", "1.5k", text=False), shards=shards, dtype=dtype)
+    make_bundle(str(tmp_path / "checkpoint"), tmp_path / "engine.plan")
+    with Session(tmp_path / "engine.plan") as session:
+        assert all(stage["max_relative_error"] <= BOUND for stage in session.bundle.manifest["parity"].values())
+
+
+def test_the_same_checkpoint_twice_gives_the_same_bytes(tmp_path):
+    tiny_models.write(tmp_path / "checkpoint", tiny_models.config("siglip", "1.5k"))
+    for name in "ab":
+        make_bundle(str(tmp_path / "checkpoint"), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_wrong_network_is_not_sealed(tmp_path, monkeypatch):
+    from ps3_sdk.export import to_onnx
+    tiny_models.write(tmp_path / "checkpoint", tiny_models.config("siglip", "1.5k"))
+    monkeypatch.setattr(to_onnx, "TRUNK_EPSILON", 1e-2)
+    with pytest.raises(ExportError, match="encode_low is off by"):
+        make_bundle(str(tmp_path / "checkpoint"), tmp_path / "engine.plan")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_full_disk_while_exporting_leaves_what_was_there(tmp_path, monkeypatch):
+    from ps3_sdk.export.write_bundle import BundleWriter
+    tiny_models.write(tmp_path / "checkpoint", tiny_models.config("siglip", "1.5k"))
+    (tmp_path / "engine.plan").write_bytes(b"the bundle of yesterday")
+    written = []
+
+    class FullDisk:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            written.append(len(data))
+            if sum(written) > 200_000:
+                raise OSError(28, "No space left on device")
+            return self.file.write(data)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    enter = BundleWriter.__enter__
+
+    def on_a_full_disk(writer):
+        enter(writer)
+        writer._file = FullDisk(writer._file)
+        return writer
+    monkeypatch.setattr(BundleWriter, "__enter__", on_a_full_disk)
+    with pytest.raises(ExportError, match="No space left"):
+        make_bundle(str(tmp_path / "checkpoint"), tmp_path / "engine.plan")
+    assert (tmp_path / "engine.plan").read_bytes() == b"the bundle of yesterday"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "engine.plan"]
+
+
+def test_a_tokenizer_that_is_not_there_says_what_to_pass(tmp_path):
+    tiny_models.write(tmp_path / "checkpoint", tiny_models.config("siglip", "1.5k"))
+    (tmp_path / "checkpoint" / "tokenizer.json").unlink()
+    with pytest.raises(ExportError, match="--tokenizer"):
+        make_bundle(str(tmp_path / "checkpoint"), tmp_path / "engine.plan")
