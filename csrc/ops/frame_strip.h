@@ -12,29 +12,43 @@ struct StripLayout {
   int channel[3];
 };
 
+/// 4 * kLanes bytes of each row: turned as 32-bit numbers, then split into bytes by shifts.
+template <int kLanes>
 PS3_LANES void turn_block(const std::uint8_t* const (&rows)[16], long at, Ints16* to) {
-  Bytes16 block[16];
-  for (int r = 0; r < 16; ++r) block[r] = load<Bytes16>(rows[r] + at);
-  transpose(block);
-  for (int i = 0; i < 16; ++i) to[i] = widen(block[i]);
+  using Ints = typename VectorOf<std::int32_t, kLanes>::type;
+  using Unsigned16 = VectorOf<std::uint32_t, 16>::type;
+  Ints16 quads[kLanes];
+  for (int group = 0; group < 16; group += kLanes) {
+    Ints block[kLanes];
+    for (int r = 0; r < kLanes; ++r) block[r] = load<Ints>(rows[group + r] + at);
+    transpose<kLanes>(block);
+    for (int i = 0; i < kLanes; ++i) store(reinterpret_cast<std::int32_t*>(&quads[i]) + group, block[i]);
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    const Unsigned16 quad = reinterpret_cast<Unsigned16>(quads[i]);
+    to[4 * i] = reinterpret_cast<Ints16>(quad & 255);
+    to[4 * i + 1] = reinterpret_cast<Ints16>((quad >> 8) & 255);
+    to[4 * i + 2] = reinterpret_cast<Ints16>((quad >> 16) & 255);
+    to[4 * i + 3] = reinterpret_cast<Ints16>(quad >> 24);
+  }
 }
 
-/// Turns `count` bytes of each row. Never reads outside them.
-PS3_LANES void turn(const std::uint8_t* const (&rows)[16], int count, Ints16* strip) {
-  if (count < 16) {
-    std::uint8_t copy[16][16] = {};
-    const std::uint8_t* short_rows[16];
-    for (int r = 0; r < 16; ++r) {
-      std::memcpy(copy[r], rows[r], static_cast<std::size_t>(count));
-      short_rows[r] = copy[r];
-    }
-    Ints16 block[16];
-    turn_block(short_rows, 0, block);
-    for (int i = 0; i < count; ++i) strip[i] = block[i];
-    return;
+constexpr int kStripSlack = 64;  // turn() may write that many entries past the last
+
+/// Turns `count` bytes of each row. Reads up to 63 bytes past them only where `readable` says that all rows have them.
+template <int kLanes>
+PS3_LANES void turn(const std::uint8_t* const (&rows)[16], int count, bool readable, Ints16* strip) {
+  constexpr int kBlock = 4 * kLanes;
+  int at = 0;
+  for (; at + (readable ? 1 : kBlock) <= count; at += kBlock) turn_block<kLanes>(rows, at, strip + at);
+  if (at >= count) return;
+  std::uint8_t copy[16][kBlock] = {};
+  const std::uint8_t* copied[16];
+  for (int r = 0; r < 16; ++r) {
+    std::memcpy(copy[r], rows[r] + at, static_cast<std::size_t>(count - at));
+    copied[r] = copy[r];
   }
-  for (int at = 0; at + 16 <= count; at += 16) turn_block(rows, at, strip + at);
-  if (count % 16 != 0) turn_block(rows, count - 16, strip + count - 16);
+  turn_block<kLanes>(copied, 0, strip + at);
 }
 
 /// One row of kNV12 or kYUYV to three rows of bytes. x0 is even, count may be odd; writes count rounded up to even.
@@ -54,6 +68,7 @@ PS3_LANES void convert_row(const std::uint8_t* __restrict y, const std::uint8_t*
 }
 
 /// Rows y0 .. y0 + 15 (the last row again beyond y1) and pixels x0 .. x1 - 1. converted: 3 * 16 * source_pitch bytes.
+template <int kLanes>
 PS3_LANES StripLayout load_strip(const FrameView& frame, int y0, int y1, int x0, int x1, std::uint8_t* converted,
                                  int source_pitch, Ints16* strip) {
   const std::uint8_t* rows[16];
@@ -62,7 +77,9 @@ PS3_LANES StripLayout load_strip(const FrameView& frame, int y0, int y1, int x0,
   if (!is_nv12 && frame.format != PixelFormat::kYUYV) {
     const int step = pixel_bytes(frame.format);
     for (int r = 0; r < 16; ++r) rows[r] = plane.data + (y0 + r < y1 ? y0 + r : y1 - 1) * plane.stride_bytes + static_cast<long>(x0) * step;
-    turn(rows, (x1 - x0) * step, strip);
+    const std::uint8_t* const last = rows[y1 - y0 < 16 ? y1 - 1 - y0 : 15];
+    const bool readable = (x1 - x0) * step + kStripSlack <= plane.data + plane.size_bytes - last;
+    turn<kLanes>(rows, (x1 - x0) * step, readable, strip);
     return {step, {channel_byte(frame.format, 0), channel_byte(frame.format, 1), channel_byte(frame.format, 2)}};
   }
   const ColorWeights weights = color_weights(frame.matrix, frame.full_range);
@@ -80,7 +97,7 @@ PS3_LANES StripLayout load_strip(const FrameView& frame, int y0, int y1, int x0,
   }
   for (int c = 0; c < 3; ++c) {
     for (int r = 0; r < 16; ++r) rows[r] = converted + (c * 16 + (r < num_rows ? r : num_rows - 1)) * source_pitch + (x0 - even);
-    turn(rows, x1 - x0, strip + c * (x1 - x0));
+    turn<kLanes>(rows, x1 - x0, true, strip + c * (x1 - x0));
   }
   return {1, {0, x1 - x0, 2 * (x1 - x0)}};
 }

@@ -41,14 +41,14 @@ PS3_HD Phase phase_of(int i, int base, int size) {
   return {index, part};
 }
 
-/// Weights of the pixels index - 1 .. index + 2: the cubic with a = -0.75.
+/// Weights of the pixels index - 1 .. index + 2: the cubic with a = -0.75. In double, for their sum to be 1 to the last bit.
 PS3_HD void cubic_taps(float part, float (&weights)[4]) {
-  constexpr float a = -0.75f;
-  const float outer = part + 1.0f, far = (1.0f - part) + 1.0f, near = 1.0f - part;
-  weights[0] = ((a * outer - 5.0f * a) * outer + 8.0f * a) * outer - 4.0f * a;
-  weights[1] = ((a + 2.0f) * part - (a + 3.0f)) * part * part + 1.0f;
-  weights[2] = ((a + 2.0f) * near - (a + 3.0f)) * near * near + 1.0f;
-  weights[3] = ((a * far - 5.0f * a) * far + 8.0f * a) * far - 4.0f * a;
+  constexpr double a = -0.75;
+  const double here = part, next = 1.0 - here, before = 1.0 + here, after = 2.0 - here;
+  weights[0] = static_cast<float>(((a * before - 5 * a) * before + 8 * a) * before - 4 * a);
+  weights[1] = static_cast<float>(((a + 2) * here - (a + 3)) * here * here + 1);
+  weights[2] = static_cast<float>(((a + 2) * next - (a + 3)) * next * next + 1);
+  weights[3] = static_cast<float>(((a * after - 5 * a) * after + 8 * a) * after - 4 * a);
 }
 
 /// value / 255, correctly rounded for the bytes 0..255 without a division: 1/255 in two floats, the first of 16 bits, so that

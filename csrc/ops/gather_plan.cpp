@@ -7,21 +7,24 @@ namespace ps3::ops {
 
 namespace {
 
-ScaleAxis plan_scale(int base_px, int size_px) {
+/// An odd integer ratio samples the middle of every group: all phases are 0.
+bool is_exact(int base_px, int size_px) { return base_px % size_px == 0 && base_px / size_px % 2 == 1; }
+
+/// needed: per patch column or row.
+ScaleAxis plan_scale(const Scale& scale, const std::vector<char>& needed) {
+  const bool exact = is_exact(scale.base_px, scale.size_px);
   ScaleAxis axis;
-  std::vector<Phase> phases(static_cast<std::size_t>(size_px));
-  for (int i = 0; i < size_px; ++i) phases[i] = phase_of(i, base_px, size_px);
-  const bool exact = std::all_of(phases.begin(), phases.end(), [](const Phase& p) { return p.part == 0.0f; });
   axis.taps = exact ? 1 : 4;
-  axis.first.resize(size_px);
-  for (int i = 0; i < size_px; ++i) axis.first[i] = exact ? phases[i].index : phases[i].index - 1;
-  if (!exact) {
-    axis.weights.assign(4 * static_cast<std::size_t>(size_px + 3), 0.0f);
-    for (int i = 0; i < size_px; ++i) {
-      float taps[4];
-      cubic_taps(phases[i].part, taps);
-      std::copy(taps, taps + 4, &axis.weights[4 * static_cast<std::size_t>(i)]);
-    }
+  axis.first.resize(static_cast<std::size_t>(scale.size_px));
+  if (!exact) axis.weights.resize(4 * static_cast<std::size_t>(scale.size_px + 3));
+  for (int i = 0; i < scale.size_px; ++i) {
+    if (!needed[i / scale.patch_px]) continue;
+    const Phase phase = phase_of(i, scale.base_px, scale.size_px);
+    axis.first[i] = exact ? phase.index : phase.index - 1;
+    if (exact) continue;
+    float taps[4];
+    cubic_taps(phase.part, taps);
+    std::copy(taps, taps + 4, &axis.weights[4 * static_cast<std::size_t>(i)]);
   }
   return axis;
 }
@@ -44,10 +47,10 @@ BaseAxis plan_base(int in_px, int base_px, const std::vector<char>& needed) {
 }
 
 /// Patches per side of a tile, so that it samples about kTilePositions base indices.
-int tile_patches(const GatherPlan& plan, int size_px) {
-  const double ratio = static_cast<double>(plan.base_px) / size_px;
-  const double per_patch = plan.patch_px * (plan.scale.taps == 1 ? 1.0 : std::min(4.0, ratio));
-  return std::clamp(static_cast<int>(kTilePositions / per_patch), 1, kMaxTileRows);
+int tile_patches(const Scale& scale) {
+  const double ratio = static_cast<double>(scale.base_px) / scale.size_px;
+  const double per_patch = scale.patch_px * (is_exact(scale.base_px, scale.size_px) ? 1.0 : std::min(4.0, ratio));
+  return std::clamp(static_cast<int>(kTilePositions / per_patch), 1, kMaxTileSide);
 }
 
 std::vector<Tile> make_tiles(const GatherPlan& plan, Span<const std::int32_t> ids, int limit) {
@@ -94,31 +97,30 @@ GatherPlan plan_gather(const FrameView& frame, const Scale& scale, Span<const st
   plan.base_px = scale.base_px;
   plan.patch_px = scale.patch_px;
   plan.grid = scale.size_px / scale.patch_px;
-  plan.scale = plan_scale(scale.base_px, scale.size_px);
   plan.order.resize(ids.size());
   std::iota(plan.order.begin(), plan.order.end(), 0);
   if (!std::is_sorted(ids.begin(), ids.end())) {
     std::stable_sort(plan.order.begin(), plan.order.end(), [&](int a, int b) { return ids[a] < ids[b]; });
   }
-  plan.tiles = make_tiles(plan, ids, tile_patches(plan, scale.size_px));
+  plan.tiles = make_tiles(plan, ids, tile_patches(scale));
 
-  std::vector<char> need_x(scale.base_px, 0), need_y(scale.base_px, 0);
-  const auto mark = [&](std::vector<char>& need, int begin, int count) {
-    for (int i = begin * plan.patch_px; i < (begin + count) * plan.patch_px; ++i) {
-      for (int t = 0; t < plan.scale.taps; ++t) need[std::clamp(plan.scale.first[i] + t, 0, plan.base_px - 1)] = 1;
-    }
-  };
-  std::vector<char> cols_seen(plan.grid, 0), rows_seen(plan.grid, 0);
+  std::vector<char> cols(plan.grid, 0), rows(plan.grid, 0), either(plan.grid, 0);
   for (const Tile& tile : plan.tiles) {
-    std::fill_n(cols_seen.begin() + tile.col, tile.num_cols, 1);
-    std::fill_n(rows_seen.begin() + tile.row, tile.num_rows, 1);
+    std::fill_n(cols.begin() + tile.col, tile.num_cols, 1);
+    std::fill_n(rows.begin() + tile.row, tile.num_rows, 1);
   }
-  for (int i = 0; i < plan.grid; ++i) {
-    if (cols_seen[i]) mark(need_x, i, 1);
-    if (rows_seen[i]) mark(need_y, i, 1);
-  }
-  plan.x = plan_base(frame.width, scale.base_px, need_x);
-  plan.y = plan_base(frame.height, scale.base_px, need_y);
+  for (int i = 0; i < plan.grid; ++i) either[i] = cols[i] | rows[i];
+  plan.scale = plan_scale(scale, either);
+  const auto base_needed = [&](const std::vector<char>& patches) {
+    std::vector<char> needed(static_cast<std::size_t>(scale.base_px), 0);
+    for (int i = 0; i < scale.size_px; ++i) {
+      if (!patches[i / scale.patch_px]) continue;
+      for (int t = 0; t < plan.scale.taps; ++t) needed[std::clamp(plan.scale.first[i] + t, 0, scale.base_px - 1)] = 1;
+    }
+    return needed;
+  };
+  plan.x = plan_base(frame.width, scale.base_px, base_needed(cols));
+  plan.y = plan_base(frame.height, scale.base_px, base_needed(rows));
 
   TileAxis axis;
   for (const Tile& tile : plan.tiles) {

@@ -11,12 +11,12 @@
 namespace ps3::ops {
 
 constexpr int kTilePositions = 160;  // a tile samples about this many base columns and rows: its buffers stay in L2
-constexpr int kMaxTileRows = 16;
+constexpr int kMaxTileSide = 16;
 
 /// A rectangle of patches. Patch (i, j) is order[first[i] + j] of the call.
 struct Tile {
   int row, col, num_rows, num_cols;
-  std::int32_t first[kMaxTileRows];
+  std::int32_t first[kMaxTileSide];
 };
 
 /// Step 1 along one axis: the window and fixed-point weights of every base index that some patch needs.

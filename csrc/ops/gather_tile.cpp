@@ -1,5 +1,8 @@
 #include "gather_tile.h"
 
+#include <algorithm>
+#include <type_traits>
+
 #include "frame_strip.h"
 #include "isa.h"
 
@@ -7,52 +10,94 @@ namespace ps3::ops {
 
 namespace {
 
+/// Calls body with the number of taps, as a constant where it is a usual one: 4 and 5 for frames up to the base's size, 8 and
+/// 9 for twice that.
+template <class Body>
+PS3_LANES void with_taps(int count, const Body& body) {
+  switch (count) {
+    case 4: return body(std::integral_constant<int, 4>{});
+    case 5: return body(std::integral_constant<int, 5>{});
+    case 8: return body(std::integral_constant<int, 8>{});
+    case 9: return body(std::integral_constant<int, 9>{});
+    default: return body(count);
+  }
+}
+#define PS3_BODY __attribute__((always_inline))
+
+/// The weights of one window: kept in registers where their number is a constant.
+template <class Count>
+struct Weights;
+template <int kCount>
+struct Weights<std::integral_constant<int, kCount>> {
+  Ints16 lanes[kCount];
+  PS3_BODY explicit Weights(const std::int32_t* from) {
+    for (int t = 0; t < kCount; ++t) lanes[t] = Ints16{} + from[t];
+  }
+  PS3_BODY Ints16 operator[](int t) const { return lanes[t]; }
+};
+template <>
+struct Weights<int> {
+  const std::int32_t* from;
+  PS3_BODY explicit Weights(const std::int32_t* weights) : from(weights) {}
+  PS3_BODY std::int32_t operator[](int t) const { return from[t]; }
+};
+
 /// Columns pass of one strip: positions x of 16 source rows, for the three channels.
 PS3_LANES void columns_pass(const GatherPlan& plan, const TileAxis& x, const Ints16* strip, const StripLayout& layout,
-                            std::uint8_t* turned, int pitch) {
-  for (int p = 0; p < x.num_positions; ++p) {
-    const Window window = plan.x.windows[x.base[p]];
-    const std::int32_t* weights = &plan.x.weights[static_cast<std::size_t>(x.base[p]) * plan.x.max_count];
-    const Ints16* from = strip + (window.first - x.source_first) * layout.pixel_step;
-    Ints16 sum0 = Ints16{} + kHalf, sum1 = sum0, sum2 = sum0;
-    for (int t = 0; t < window.count; ++t, from += layout.pixel_step) {
-      sum0 += from[layout.channel[0]] * weights[t];
-      sum1 += from[layout.channel[1]] * weights[t];
-      sum2 += from[layout.channel[2]] * weights[t];
-    }
-    store(turned + 16 * p, narrow(to_byte_range(sum0)));
-    store(turned + 16 * (pitch + p), narrow(to_byte_range(sum1)));
-    store(turned + 16 * (2 * pitch + p), narrow(to_byte_range(sum2)));
+                            std::int32_t* turned, int pitch) {
+  const long step = layout.pixel_step, c0 = layout.channel[0], c1 = layout.channel[1], c2 = layout.channel[2];
+  std::int32_t *to0 = turned, *to1 = turned + 16 * pitch, *to2 = turned + 32 * pitch;
+  const int* const base = x.base.data();
+  const int num_positions = x.num_positions, source_first = x.source_first, max_count = plan.x.max_count;
+  const Window* const windows = plan.x.windows.data();
+  const std::int32_t* const all_weights = plan.x.weights.data();
+  for (int p = 0; p < num_positions; ++p, to0 += 16, to1 += 16, to2 += 16) {
+    const Window window = windows[base[p]];
+    const std::int32_t* weights = all_weights + static_cast<long>(base[p]) * max_count;
+    const Ints16* from = strip + (window.first - source_first) * step;
+    with_taps(window.count, [&](auto count) PS3_BODY {
+      Ints16 sum0 = Ints16{} + kHalf, sum1 = sum0, sum2 = sum0;
+      for (int t = 0; t < count; ++t) {
+        const Ints16 weight = Ints16{} + weights[t];
+        sum0 += from[t * step + c0] * weight;
+        sum1 += from[t * step + c1] * weight;
+        sum2 += from[t * step + c2] * weight;
+      }
+      store(to0, to_byte_range(sum0));
+      store(to1, to_byte_range(sum1));
+      store(to2, to_byte_range(sum2));
+    });
   }
 }
 
 /// [position][16 rows] -> [16 rows][pitch]
-PS3_LANES void turn_back(const std::uint8_t* turned, int num_positions, int pitch, std::int32_t* columns) {
-  for (int p = 0; p < num_positions; p += 16) {
-    Bytes16 block[16];
-    for (int i = 0; i < 16; ++i) block[i] = load<Bytes16>(turned + 16 * (p + i));
-    transpose(block);
-    for (int r = 0; r < 16; ++r) store(columns + r * pitch + p, widen(block[r]));
+template <int kLanes>
+PS3_LANES void turn_back(const std::int32_t* turned, int num_positions, int pitch, std::int32_t* columns) {
+  using Ints = typename VectorOf<std::int32_t, kLanes>::type;
+  for (int p = 0; p < num_positions; p += kLanes) {
+    for (int r = 0; r < 16; r += kLanes) {
+      Ints block[kLanes];
+      for (int i = 0; i < kLanes; ++i) block[i] = load<Ints>(turned + 16 * (p + i) + r);
+      transpose<kLanes>(block);
+      for (int i = 0; i < kLanes; ++i) store(columns + (r + i) * pitch + p, block[i]);
+    }
   }
 }
 
-/// Rows pass: 16 neighbouring base positions of one base row, as whole numbers 0..255.
-PS3_LANES Ints16 rows_pass(const std::int32_t* from, int pitch, const std::int32_t* weights, int count) {
+/// Rows pass: 16 neighbouring positions of one base row, as whole numbers 0..255.
+template <class Count>
+PS3_LANES Floats16 rows_pass(const std::int32_t* from, long pitch, const Weights<Count>& weights, Count count) {
   Ints16 sum = Ints16{} + kHalf;
   for (int t = 0; t < count; ++t) sum += load<Ints16>(from + t * pitch) * weights[t];
-  return to_byte_range(sum);
+  return to_float(to_byte_range(sum));
 }
 
-/// Stores the first `count` floats of v. Writes whole vectors while they stay inside the patch: later rows overwrite the rest.
-template <class Vector>
-PS3_LANES void store_inside(float* to, const Vector& v, int count, const float* patch_end) {
-  constexpr int kLanes = sizeof(Vector) / sizeof(float);
-  if (to + kLanes <= patch_end) {
-    store(to, v);
-  } else {
-    std::memcpy(to, &v, sizeof(float) * static_cast<std::size_t>(count < kLanes ? count : kLanes));
-  }
-}
+/// What the rows pass needs for one base row.
+struct RowTaps {
+  const std::int32_t* weights;
+  const std::int32_t* from;  // position 0 of its first source row
+  int count;
+};
 
 struct Channel {
   const std::int32_t* columns;
@@ -60,24 +105,44 @@ struct Channel {
   int index;
 };
 
+PS3_LANES RowTaps row_taps(const GatherPlan& plan, const GatherScratch& s, const Channel& channel, int base) {
+  const Window window = plan.y.windows[base];
+  return {&plan.y.weights[static_cast<std::size_t>(base) * plan.y.max_count],
+          channel.columns + static_cast<long>(window.first - s.y.source_first) * s.pitch, window.count};
+}
+
+template <class Vector>
+PS3_LANES void store_first(float* to, const Vector& v, int count) {
+  std::memcpy(to, &v, sizeof(float) * static_cast<std::size_t>(count));
+}
+
 /// Step 2 is a copy: rows pass, normalise, store.
 template <bool kExactScale>
 PS3_LANES void write_exact(const GatherJob& job, const Tile& tile, const GatherScratch& s, const Channel& channel) {
   const GatherPlan& plan = *job.plan;
-  const int side = plan.patch_px, area = 3 * side * side;
-  for (int i = 0; i < tile.num_rows * side; ++i) {
-    const int base = s.y.base[s.y.slot[i]];
-    const Window window = plan.y.windows[base];
-    const std::int32_t* weights = &plan.y.weights[static_cast<std::size_t>(base) * plan.y.max_count];
-    const std::int32_t* from = channel.columns + (window.first - s.y.source_first) * s.pitch;
-    const std::int32_t* order = &plan.order[tile.first[i / side]];
-    for (int j = 0; j < tile.num_cols; ++j) {
-      float* patch = job.out + static_cast<std::size_t>(order[j]) * area;
-      float* to = patch + (channel.index * side + i % side) * side;
-      for (int at = 0; at < side; at += 16) {
-        const Floats16 value = to_float(rows_pass(from + j * side + at, s.pitch, weights, window.count));
-        store_inside(to + at, normalize_byte<kExactScale>(value, channel.mean, channel.std, channel.scale), side - at, patch + area);
-      }
+  const int side = plan.patch_px, area = 3 * side * side, num_cols = tile.num_cols;
+  const long pitch = s.pitch;
+  const float mean = channel.mean, std = channel.std, scale = channel.scale;
+  for (int r = 0; r < tile.num_rows; ++r) {
+    float* patches[kMaxTileSide];
+    for (int j = 0; j < num_cols; ++j) patches[j] = job.out + static_cast<std::size_t>(plan.order[tile.first[r] + j]) * area;
+    for (int y = 0; y < side; ++y) {
+      const RowTaps row = row_taps(plan, s, channel, s.y.base[r * side + y]);
+      with_taps(row.count, [&](auto count) PS3_BODY {
+        const Weights<decltype(count)> weights(row.weights);
+        for (int at = 0; at < side; at += 16) {
+          const int begin = (channel.index * side + y) * side + at;
+          const std::int32_t* from = row.from + at;
+          const auto value = [&](int j) PS3_BODY {
+            return normalize_byte<kExactScale>(rows_pass(from + j * side, pitch, weights, count), mean, std, scale);
+          };
+          if (begin + 16 <= area) {  // a whole vector stays inside the patch; later rows overwrite what is too much
+            for (int j = 0; j < num_cols; ++j) store(patches[j] + begin, value(j));
+          } else {
+            for (int j = 0; j < num_cols; ++j) store_first(patches[j] + begin, value(j), std::min(side - at, 16));
+          }
+        }
+      });
     }
   }
 }
@@ -86,48 +151,56 @@ PS3_LANES void write_exact(const GatherJob& job, const Tile& tile, const GatherS
 PS3_LANES void write_resampled(const GatherJob& job, const Tile& tile, const GatherScratch& s, const Channel& channel) {
   const GatherPlan& plan = *job.plan;
   const int side = plan.patch_px, area = 3 * side * side, width = (s.x.num_positions + 15) / 16 * 16;
+  const float* const x_taps = &plan.scale.weights[4 * static_cast<std::size_t>(tile.col * side)];
+  const int* const slot_x = s.x.slot.data();
+  const float mean = channel.mean, scale = channel.scale;
+  const long pitch = s.pitch;
+  float* const made = s.row;
   int ready = 0;  // base rows made so far
   for (int i = 0; i < tile.num_rows * side; ++i) {
     const int slot = s.y.slot[i];
     for (; ready < slot + 4; ++ready) {
-      const Window window = plan.y.windows[s.y.base[ready]];
-      const std::int32_t* weights = &plan.y.weights[static_cast<std::size_t>(s.y.base[ready]) * plan.y.max_count];
-      const std::int32_t* from = channel.columns + (window.first - s.y.source_first) * s.pitch;
+      const RowTaps row = row_taps(plan, s, channel, s.y.base[ready]);
       float* to = s.ring + (ready & 3) * s.pitch;
-      for (int p = 0; p < width; p += 16) store(to + p, to_float(rows_pass(from + p, s.pitch, weights, window.count)));
+      with_taps(row.count, [&](auto count) PS3_BODY {
+        const Weights<decltype(count)> weights(row.weights);
+        for (int p = 0; p < width; p += 16) store(to + p, rows_pass(row.from + p, pitch, weights, count));
+      });
     }
     const float* taps = &plan.scale.weights[4 * static_cast<std::size_t>(tile.row * side + i)];
+    const float *row0 = s.ring + (slot & 3) * s.pitch, *row1 = s.ring + ((slot + 1) & 3) * s.pitch;
+    const float *row2 = s.ring + ((slot + 2) & 3) * s.pitch, *row3 = s.ring + ((slot + 3) & 3) * s.pitch;
     for (int p = 0; p < width; p += 16) {
-      Floats16 sum = load<Floats16>(s.ring + (slot & 3) * s.pitch + p) * taps[0];
-      for (int t = 1; t < 4; ++t) sum += load<Floats16>(s.ring + ((slot + t) & 3) * s.pitch + p) * taps[t];
-      store(s.row + p, sum);
+      store(made + p, ((load<Floats16>(row0 + p) * taps[0] + load<Floats16>(row1 + p) * taps[1]) + load<Floats16>(row2 + p) * taps[2]) +
+                           load<Floats16>(row3 + p) * taps[3]);
     }
     const std::int32_t* order = &plan.order[tile.first[i / side]];
-    const float* x_taps = &plan.scale.weights[4 * static_cast<std::size_t>(tile.col * side)];
+    const int begin = (channel.index * side + i % side) * side;
     for (int j = 0; j < tile.num_cols; ++j) {
-      float* patch = job.out + static_cast<std::size_t>(order[j]) * area;
-      float* to = patch + (channel.index * side + i % side) * side;
-      for (int at = 0; at < side; at += 4) {
-        Floats4 product[4];
-        for (int l = 0; l < 4; ++l) {
-          const int k = j * side + at + l;
-          product[l] = load<Floats4>(s.row + s.x.slot[k]) * load<Floats4>(x_taps + 4 * k);
-        }
-        const Floats4 value = sum_each(product[0], product[1], product[2], product[3]);
-        store_inside(to + at, normalize_sample(value, channel.mean, channel.scale), side - at, patch + area);
-      }
+      float* const to = job.out + static_cast<std::size_t>(order[j]) * area + begin;
+      const auto value = [&](int at) PS3_BODY {
+        const int* const slots = slot_x + j * side + at;
+        const float* const taps4 = x_taps + 4 * (j * side + at);
+        return normalize_sample(sum_each(load<Floats4>(made + slots[0]) * load<Floats4>(taps4), load<Floats4>(made + slots[1]) * load<Floats4>(taps4 + 4),
+                                         load<Floats4>(made + slots[2]) * load<Floats4>(taps4 + 8), load<Floats4>(made + slots[3]) * load<Floats4>(taps4 + 12)),
+                                mean, scale);
+      };
+      int at = 0;  // a vector may pass the row's end while it stays inside the patch; later rows overwrite what is too much
+      for (; at < side && begin + at + 4 <= area; at += 4) store(to + at, value(at));
+      for (; at < side; at += 4) store_first(to + at, value(at), std::min(side - at, 4));
     }
   }
 }
 
+template <int kLanes>
 PS3_LANES void tile_loop(const GatherJob& job, const Tile& tile, GatherScratch& s) {
   const GatherPlan& plan = *job.plan;
   for (int y = s.y.source_first; y < s.y.source_end; y += 16) {
-    const StripLayout layout = load_strip(job.frame, y, s.y.source_end, s.x.source_first, s.x.source_end, s.converted,
+    const StripLayout layout = load_strip<kLanes>(job.frame, y, s.y.source_end, s.x.source_first, s.x.source_end, s.converted,
                                           s.source_pitch, s.strip);
     columns_pass(plan, s.x, s.strip, layout, s.turned, s.pitch);
     for (int c = 0; c < 3; ++c) {
-      turn_back(s.turned + 16 * c * s.pitch, s.x.num_positions, s.pitch,
+      turn_back<kLanes>(s.turned + 16 * c * s.pitch, s.x.num_positions, s.pitch,
                 s.columns + (static_cast<std::size_t>(c) * s.source_rows + (y - s.y.source_first)) * s.pitch);
     }
   }
@@ -156,9 +229,9 @@ void GatherScratch::allocate(const GatherJob& job) {
   pitch = round16(plan.max_positions) + 16;  // vectors may read and write up to 15 positions past the last
   source_pitch = round16(plan.max_source_cols + 2);
   source_rows = round16(plan.max_source_rows);
-  const std::size_t strip_bytes = sizeof(Ints16) * 4 * static_cast<std::size_t>(plan.max_source_cols);
-  const std::size_t converted_bytes = std::size_t{3} * 16 * source_pitch;
-  const std::size_t turned_bytes = std::size_t{3} * 16 * pitch;
+  const std::size_t strip_bytes = sizeof(Ints16) * (4 * static_cast<std::size_t>(plan.max_source_cols) + kStripSlack);
+  const std::size_t converted_bytes = std::size_t{3} * 16 * source_pitch + kStripSlack;
+  const std::size_t turned_bytes = std::size_t{3} * 4 * 16 * pitch;
   const std::size_t columns_bytes = std::size_t{3} * 4 * source_rows * pitch;
   memory.assign(strip_bytes + converted_bytes + turned_bytes + columns_bytes + std::size_t{5} * 4 * pitch + 6 * 64, 0);
   std::uint8_t* at = memory.data();
@@ -170,13 +243,13 @@ void GatherScratch::allocate(const GatherJob& job) {
   };
   strip = reinterpret_cast<Ints16*>(take(strip_bytes));
   converted = take(converted_bytes);
-  turned = take(turned_bytes);
+  turned = reinterpret_cast<std::int32_t*>(take(turned_bytes));
   columns = reinterpret_cast<std::int32_t*>(take(columns_bytes));
   ring = reinterpret_cast<float*>(take(std::size_t{4} * 4 * pitch));
   row = reinterpret_cast<float*>(take(std::size_t{4} * pitch));
   for (TileAxis* axis : {&x, &y}) {  // so that lay_out() never allocates inside a worker
     axis->base.reserve(static_cast<std::size_t>(plan.max_positions));
-    axis->slot.reserve(static_cast<std::size_t>(plan.patch_px) * kMaxTileRows + 3);
+    axis->slot.reserve(static_cast<std::size_t>(plan.patch_px) * kMaxTileSide + 3);
   }
 }
 

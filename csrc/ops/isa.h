@@ -1,7 +1,8 @@
 // Compile one always_inline loop for several instruction sets and pick at run time, so that one wheel fits every machine.
 //
 //   PS3_FOR_EACH_ISA(gather_tile, (const Job& job, Scratch& scratch), (job, scratch), gather_tile_loop)
-// defines `void gather_tile(const Job&, Scratch&)` that calls gather_tile_loop compiled for AVX-512, AVX2 or the baseline.
+// defines `void gather_tile(const Job&, Scratch&)` that calls gather_tile_loop<16>, <8> or <4>, compiled for AVX-512, AVX2
+// or the baseline; the number is the 32-bit lanes of the target's registers.
 // None of the targets includes contraction of a multiply and an add (-ffp-contract=off): results are the same on all.
 #pragma once
 
@@ -40,9 +41,9 @@ inline const char* isa_name(Isa which) noexcept {
 #define PS3_AVX512 "avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512"
 #endif
 #define PS3_FOR_EACH_ISA(name, parameters, arguments, loop)                                   \
-  __attribute__((target(PS3_AVX512))) static void name##_avx512 parameters { loop arguments; } \
-  __attribute__((target("avx2"))) static void name##_avx2 parameters { loop arguments; }       \
-  static void name##_baseline parameters { loop arguments; }                                  \
+  __attribute__((target(PS3_AVX512))) static void name##_avx512 parameters { loop<16> arguments; } \
+  __attribute__((target("avx2"))) static void name##_avx2 parameters { loop<8> arguments; }       \
+  static void name##_baseline parameters { loop<4> arguments; }                                  \
   void name parameters {                                                                      \
     switch (::ps3::ops::isa()) {                                                              \
       case ::ps3::ops::Isa::kAvx512: return name##_avx512 arguments;                          \
@@ -52,5 +53,5 @@ inline const char* isa_name(Isa which) noexcept {
   }
 #else
 #define PS3_FOR_EACH_ISA(name, parameters, arguments, loop) \
-  void name parameters { loop arguments; }
+  void name parameters { loop<4> arguments; }
 #endif

@@ -33,6 +33,7 @@ Axis plan_axis(int grid, int n) {
   return axis;
 }
 
+template <int kLanes>
 inline __attribute__((always_inline)) void weighted_sum_loop(const float* const* rows, const float* weights, int count, int width,
                                                              float* out) {
   for (int c = 0; c < width; ++c) out[c] = rows[0][c] * weights[0];
@@ -42,9 +43,11 @@ inline __attribute__((always_inline)) void weighted_sum_loop(const float* const*
     for (int c = 0; c < width; ++c) out[c] += row[c] * weight;
   }
 }
+template <int kLanes>
 inline __attribute__((always_inline)) void add_loop(const float* more, int width, float* out) {
   for (int c = 0; c < width; ++c) out[c] += more[c];
 }
+template <int kLanes>
 inline __attribute__((always_inline)) void add_half_loop(const std::uint16_t* more, int width, float* out) {
   for (int c = 0; c < width; ++c) out[c] += ops::half_to_float(more[c]);
 }

@@ -27,7 +27,7 @@ PS3_HD double filter_scale(int in_size, int out_size) {
 
 /// At most this many samples in any window of the axis.
 PS3_HD int max_window(int in_size, int out_size) {
-  return static_cast<int>(2.0 * filter_scale(in_size, out_size)) * 2 + 5;
+  return static_cast<int>(4.0 * filter_scale(in_size, out_size)) + 2;
 }
 
 PS3_HD Window antialias_window(int out_index, int in_size, int out_size) {
