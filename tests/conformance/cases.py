@@ -63,7 +63,7 @@ CASES = {
         "wide": dict(num_look_close=2, prompt=True, size=(1008, 1512), batch=2), "tall": dict(_ONE, size=(1512, 700), gt="float", feature_maps=True),
         "tall_smooth": dict(num_token_look_close=2000, size=(1500, 901), smooth_selection_prob=True), "other_size": dict(_ONE, prompt=True, size=(640, 640)),
         "pooled": dict(pooled=True, prompt=True, batch=2), "pooled_given": dict(pooled=True, prompt=True, batch=2, gt="float", pool_gt_token_only=True, is_global_text=[False, True]),
-        "pooled_prior": dict(pooled=True, gt="int64", smooth_selection_prob=True),
+        "pooled_given_nowhere": dict(pooled=True, prompt=True, batch=2, gt="float", gt_in=[False, True], pool_gt_token_only=True), "pooled_prior": dict(pooled=True, gt="int64", smooth_selection_prob=True),
     },
     "siglip-4k": {"one": dict(_ONE, prompt=True, feature_maps=True), "first": dict(num_look_close=2, only_select_first_n_scale=2), "tokens": dict(num_token_look_close=3000, prompt=True)},
     "siglip2-1.5k": {"none": dict(num_look_close=0, prompt=True), "two": dict(num_look_close=2, prompt=True), "wide": dict(_ONE, size=(900, 1512), batch=2),
@@ -95,13 +95,13 @@ def prompt(model: str, case: str, options: dict, width: int) -> np.ndarray | Non
 
 
 def given(options: dict, base_px: int) -> np.ndarray | None:
-    """(batch, height, width) of the dtype the case names: a box whose edges fall inside patches; other boxes in other images."""
+    """(batch, height, width) of the dtype the case names: a box whose edges fall inside patches; other boxes in other images, none where gt_in is false."""
     if "gt" not in options:
         return None
     height, width = options.get("size", (base_px, base_px))
     maps = np.zeros((options.get("batch", 1), height, width), "float32" if options["gt"] == "float" else options["gt"])
     for i, image in enumerate(maps):
-        image[height // 5 + 11 * i:height // 2 + 3, width // 3:width * 3 // 4 - 50 * i] = 1
+        image[height // 5 + 11 * i:height // 2 + 3, width // 3:width * 3 // 4 - 50 * i] = options.get("gt_in", [True] * len(maps))[i]
     return maps
 
 
