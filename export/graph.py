@@ -19,14 +19,21 @@ LOCATION_PREFIX = "./" * 100   # room for the bundle's own file name, see runtim
 OFFSET_DIGITS = 20
 
 DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+STORED = {"F32": TensorProto.FLOAT, "I8": TensorProto.INT8}     # safetensors' word -> ONNX's
+PRECISIONS = ("fp32", "int8")
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One external tensor: `load()` returns its float32 array of `shape` when the bundle is written."""
+    """One external tensor: `load()` returns its array of `shape` when the bundle is written. dtype: safetensors' word."""
     name: str
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
+    dtype: str = "F32"
+
+    @property
+    def num_bytes(self) -> int:
+        return int(np.prod(self.shape)) * (4 if self.dtype == "F32" else 1)
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,14 @@ class Port:
 
 
 class Graph:
-    """Records nodes; values are their names. `source` maps a checkpoint key to (shape, load)."""
+    """Records nodes; values are their names. `source` is a weights.Checkpoint.
 
-    def __init__(self, name: str, source):
-        self.name = name
-        self.source = source
+    precision int8: linear layers marked `quantise` hold int8 weights, one scale per output, and quantise their inputs as they
+    come, one scale per call. Everything else, normalisation and attention included, stays float32.
+    """
+
+    def __init__(self, name: str, source, precision: str = "fp32"):
+        self.name, self.source, self.precision = name, source, precision
         self.nodes, self.constants = [], []
         self.weights: dict[str, Weight] = {}
         self.inputs: list[Port] = []
@@ -87,10 +97,27 @@ class Graph:
 
     # -- layers ---------------------------------------------------------------------------------------------------
 
-    def linear(self, x: str, key: str, rows: slice = slice(None), bias: bool = True, label: str = "") -> str:
+    def linear(self, x: str, key: str, rows: slice = slice(None), label: str = "", quantise: bool = False) -> str:
         """x @ weight[rows].T + bias[rows]; `rows` keeps only the outputs somebody uses."""
-        y = self.op("MatMul", x, self.weight(f"{key}.weight", lambda w: w.reshape(w.shape[0], -1)[rows].T, label))
-        return self.op("Add", y, self.weight(f"{key}.bias", lambda b: b[rows], label)) if bias else y
+        matrix = self.weight(f"{key}.weight", lambda w: w.reshape(w.shape[0], -1)[rows].T, label)
+        bias = self.weight(f"{key}.bias", lambda b: b[rows], label)
+        if quantise and self.precision == "int8":
+            return self.op("DynamicQuantizeMatMul", x, *self._int8(matrix), "", bias, domain="com.microsoft")
+        return self.op("Add", self.op("MatMul", x, matrix), bias)
+
+    def _int8(self, matrix: str) -> tuple[str, str]:
+        """Replace a (in, out) weight by int8 values and (out,) scales, symmetric: largest of a column -> 127."""
+        full = self.weights.pop(matrix)
+
+        def scales() -> np.ndarray:
+            return np.maximum(np.abs(full.load()).max(axis=0), 1e-30).astype(np.float32) / 127
+
+        def values() -> np.ndarray:
+            array = full.load()
+            return np.rint(array / (np.maximum(np.abs(array).max(axis=0), 1e-30).astype(np.float32) / 127)).astype(np.int8)
+        self.weights[f"{matrix}.int8"] = Weight(f"{matrix}.int8", full.shape, values, "I8")
+        self.weights[f"{matrix}.scale"] = Weight(f"{matrix}.scale", full.shape[1:], scales)
+        return f"{matrix}.int8", f"{matrix}.scale"
 
     def layer_norm(self, x: str, key: str, epsilon: float) -> str:
         return self.op("LayerNormalization", x, self.weight(f"{key}.weight"), self.weight(f"{key}.bias"), axis=-1, epsilon=epsilon)
@@ -115,9 +142,8 @@ class Graph:
         """The serialised model; `offsets` gives each weight's first byte inside `weights_file` (a safetensors file)."""
         tensors = list(self.constants)
         for weight in self.weights.values():
-            tensor = TensorProto(name=weight.name, data_type=TensorProto.FLOAT, dims=weight.shape, data_location=TensorProto.EXTERNAL)
-            length = 4 * int(np.prod(weight.shape))
-            for key, value in (("location", LOCATION_PREFIX + weights_file), ("offset", f"{offsets[weight.name]:0{OFFSET_DIGITS}d}"), ("length", str(length))):
+            tensor = TensorProto(name=weight.name, data_type=STORED[weight.dtype], dims=weight.shape, data_location=TensorProto.EXTERNAL)
+            for key, value in (("location", LOCATION_PREFIX + weights_file), ("offset", f"{offsets[weight.name]:0{OFFSET_DIGITS}d}"), ("length", str(weight.num_bytes))):
                 tensor.external_data.add(key=key, value=value)
             tensors.append(tensor)
         port = lambda p: helper.make_tensor_value_info(p.name, DTYPES[p.dtype], p.shape)

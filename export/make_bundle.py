@@ -15,7 +15,7 @@ from ps3_sdk.runtimes import ort
 
 from . import to_onnx
 from .check import measure
-from .graph import Graph
+from .graph import PRECISIONS, Graph
 from .reference.config import Ps3Config
 from .reference.model import Ps3Model
 from .reference.side_files import PreprocessorConfig, TokenizerConfig
@@ -41,11 +41,13 @@ class Prepared:
 
 
 def make_bundle(checkpoint: str, output: str | Path, *, revision: str | None = None, tokenizer: str | Path | None = None,
-                progress: Progress = lambda line: None) -> None:
+                precision: str = "fp32", progress: Progress = lambda line: None) -> None:
     """Export a checkpoint folder or hub id to `output`.
 
     Args:
         tokenizer: tokenizer.json for checkpoints that only name their tokenizer and cannot fetch it.
+        precision: "fp32", or "int8" for the blocks of the encoder: a quarter of the size, faster on CPUs, less exact (ps3 info
+            says how much on these weights; the rest of the model stays fp32).
     Raises:
         ExportError: the checkpoint does not fit its config.json, the disk is full, or a stage misses its parity bound.
         Nothing is left at `output` then but what was there before.
@@ -59,22 +61,24 @@ def make_bundle(checkpoint: str, output: str | Path, *, revision: str | None = N
         text = dict(tokenizer=_tokenizer(source.folder, tokenizer), clean=TokenizerConfig.read(source.folder).clean)
     name = Path(source.source).name if source.revision is None else source.source
     licence = _licence(source)
-    write(source, Prepared(config, name, licence, preprocessor.mean, preprocessor.std, **text), output, progress)
+    write(source, Prepared(config, name, licence, preprocessor.mean, preprocessor.std, **text), output, progress, precision)
 
 
-def write(source, prepared: Prepared, output: str | Path, progress: Progress = lambda line: None) -> None:
+def write(source, prepared: Prepared, output: str | Path, progress: Progress = lambda line: None, precision: str = "fp32") -> None:
     """The same from anything with Checkpoint's methods and a Prepared that says the rest."""
+    if precision not in PRECISIONS:
+        raise ExportError(f"[export] precision is {precision!r}; {' or '.join(PRECISIONS)} is needed.")
     config = prepared.config
     with torch.device("meta"):
         model = Ps3Model(config)
     load_into(model, source)        # also reports every key that does not fit, before anything is written
-    graphs = [to_onnx.encode(source, config.vision), to_onnx.score_features(source, config.vision), to_onnx.pool(source, config.vision)]
+    graphs = [to_onnx.encode(source, config.vision, precision), to_onnx.score_features(source, config.vision), to_onnx.pool(source, config.vision)]
     if config.text is not None:
         graphs.append(to_onnx.encode_prompt(source, config.text))
     with BundleWriter(output) as writer:
         for graph in graphs:
             _write_network(writer, graph)
-            progress(f"wrote {graph.name}: {sum(int(np.prod(w.shape)) for w in graph.weights.values()) * 4 / 1e6:.1f} MB")
+            progress(f"wrote {graph.name}: {sum(weight.num_bytes for weight in graph.weights.values()) / 1e6:.1f} MB, {graph.precision}")
         tables = _tables(source, config.vision)
         writer.add_tensors("tables.safetensors", SafetensorsLayout({key: ("F32", array.shape) for key, array in tables.items()}), tables.__getitem__)
         if prepared.tokenizer is not None:
@@ -82,7 +86,7 @@ def write(source, prepared: Prepared, output: str | Path, progress: Progress = l
         manifest = _manifest(source, prepared, graphs)
         draft = Draft(writer, manifest)
         networks = {graph.name: ort.load(draft, graph.name) for graph in graphs}
-        manifest["parity"] = measure(model.eval(), networks, manifest["geometry"], tables, progress)
+        manifest["parity"] = measure(model.eval(), networks, manifest["geometry"], tables, precision, progress)
         writer.finish(manifest)
 
 
@@ -109,7 +113,7 @@ class Draft:
 
 def _write_network(writer: BundleWriter, graph: Graph) -> None:
     weights_file, weights = f"{graph.name}.safetensors", graph.weights
-    layout = SafetensorsLayout({name: ("F32", weight.shape) for name, weight in weights.items()})
+    layout = SafetensorsLayout({name: (weight.dtype, weight.shape) for name, weight in weights.items()})
     writer.add_tensors(weights_file, layout, lambda name: weights[name].load())
     writer.add_bytes(f"{graph.name}.onnx", graph.to_onnx(weights_file, layout.offsets))
 
@@ -141,7 +145,7 @@ def _manifest(source, prepared: Prepared, graphs: list[Graph]) -> dict:
         "text": None if text is None else {"context_length": text.context_length, "vocabulary": text.vocab_size, "clean": prepared.clean,
                                            "pad_id": _pad_id(prepared.tokenizer, text.pad_id), "tokenizer": "tokenizer.json"},
         "contrast": _contrast(source),
-        "networks": {graph.name: {"runtime": "onnxruntime", "file": f"{graph.name}.onnx", "weights": f"{graph.name}.safetensors", "precision": "fp32",
+        "networks": {graph.name: {"runtime": "onnxruntime", "file": f"{graph.name}.onnx", "weights": f"{graph.name}.safetensors", "precision": graph.precision,
                                   "inputs": [port.__dict__ | {"shape": list(port.shape)} for port in graph.inputs],
                                   "outputs": [port.__dict__ | {"shape": list(port.shape)} for port in graph.outputs]} for graph in graphs},
         "parity": {},

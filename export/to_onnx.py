@@ -25,9 +25,9 @@ MLP_EPSILON = 1e-5       # the norm inside the two prompt-side MLPs
 END = 2 ** 31            # "to the end" of a slice
 
 
-def encode(source, vision) -> Graph:
+def encode(source, vision, precision: str = "fp32") -> Graph:
     """The trunk on any tokens: patches of any scale in, K/V of earlier tokens attended to but not recomputed."""
-    g = Graph("encode", source)
+    g = Graph("encode", source, precision)
     trunk, width = vision.trunk, vision.trunk.width
     heads, head_width = trunk.num_heads, trunk.width // trunk.num_heads
     patches = g.input("patches", ["batch", "tokens", 3 * trunk.patch_px ** 2])
@@ -52,7 +52,7 @@ def encode(source, vision) -> Graph:
 def _block(g: Graph, x: str, key: str, index: int, heads: int, head_width: int, keep: str) -> str:
     width = heads * head_width
     y = g.layer_norm(x, f"{key}.norm1", TRUNK_EPSILON)
-    query, new_key, new_value = (g.linear(y, f"{key}.attn.qkv", slice(j * width, (j + 1) * width), label=f".{part}")
+    query, new_key, new_value = (g.linear(y, f"{key}.attn.qkv", slice(j * width, (j + 1) * width), label=f".{part}", quantise=True)
                                  for j, part in enumerate(("query", "key", "value")))
     seen = []
     for kind, value in (("key", new_key), ("value", new_value)):
@@ -63,9 +63,9 @@ def _block(g: Graph, x: str, key: str, index: int, heads: int, head_width: int, 
         kept = g.slice(value, g.constant([0]), keep, 2, name=f"{kind}_{index}")
         rest = g.slice(value, keep, g.constant([END]), 2)
         seen.append(g.op("Concat", past, kept, rest, axis=2))
-    x = g.op("Add", x, g.linear(_attention(g, query, *seen, heads, head_width), f"{key}.attn.proj"))
-    y = g.gelu(g.linear(g.layer_norm(x, f"{key}.norm2", TRUNK_EPSILON), f"{key}.mlp.fc1"))
-    return g.op("Add", x, g.linear(y, f"{key}.mlp.fc2"))
+    x = g.op("Add", x, g.linear(_attention(g, query, *seen, heads, head_width), f"{key}.attn.proj", quantise=True))
+    y = g.gelu(g.linear(g.layer_norm(x, f"{key}.norm2", TRUNK_EPSILON), f"{key}.mlp.fc1", quantise=True))
+    return g.op("Add", x, g.linear(y, f"{key}.mlp.fc2", quantise=True))
 
 
 def _attention(g: Graph, query: str, key: str, value: str, heads: int, head_width: int) -> str:

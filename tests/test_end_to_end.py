@@ -88,6 +88,25 @@ def test_shards_and_half_precision_export_the_same_way(tmp_path, shards, dtype):
         assert all(stage["max_relative_error"] <= BOUND for stage in session.bundle.manifest["parity"].values())
 
 
+def test_int8_is_smaller_less_exact_and_says_so(tmp_path, photo):
+    tiny_models.write(tmp_path / "checkpoint", tiny_models.config("siglip", "1.5k", text=False, width=64))
+    size = {}
+    for precision in ("fp32", "int8"):
+        plan = tmp_path / f"{precision}.plan"
+        make_bundle(str(tmp_path / "checkpoint"), plan, precision=precision)
+        with Session(plan) as session:
+            size[precision] = session.bundle.members["encode.safetensors"]
+            error = session.bundle.manifest["parity"]["encode_high"]["max_relative_error"]
+            assert error <= BOUND if precision == "fp32" else 1e-4 < error < 0.1
+            assert session.bundle.manifest["networks"]["encode"]["precision"] == precision
+            encoding = session.encode(photo, tokens=200)
+            fp32 = encoding if precision == "fp32" else fp32
+            assert 0 <= relative_error(encoding.tokens[:729], fp32.tokens[:729]) < 0.1
+    assert size["int8"] < 0.6 * size["fp32"]      # patch embedding, norms and biases stay fp32
+    with pytest.raises(ExportError, match="precision is 'fp4'"):
+        make_bundle(str(tmp_path / "checkpoint"), tmp_path / "x.plan", precision="fp4")
+
+
 def test_the_same_checkpoint_twice_gives_the_same_bytes(tmp_path):
     tiny_models.write(tmp_path / "checkpoint", tiny_models.config("siglip", "1.5k"))
     for name in "ab":
