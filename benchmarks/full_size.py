@@ -1,10 +1,10 @@
 """SO400M 4K, one round on a 3840x2160 frame: ours beside ps3-torch, each in its own process, turn by turn.
 
-    python benchmarks/full_size.py --peer PYTHON_WITH_PS3_TORCH [--rounds 3] [--plan engine.plan]
+    python benchmarks/full_size.py --peer PYTHON_WITH_PS3_TORCH [--precision fp32 int8] [--rounds 3]
 
 Both run the same shapes with random weights and the same thread count: preprocessing, low-res pass, score, selection, gathering
-of 2559 patches, high-res pass. Peak memory is the kernel's ru_maxrss of each process, mapped weights included. Without --plan a
-bundle of random weights is exported first (2 GB in the temporary folder, removed at the end). The last line is one JSON object.
+of 2559 patches, high-res pass. Peak memory is the kernel's ru_maxrss of each process, mapped weights included. Bundles of random
+weights are exported first (up to 2.3 GB each in the temporary folder, removed at the end). The last line is one JSON object.
 """
 from __future__ import annotations
 
@@ -68,45 +68,48 @@ def run(python: str, script: str, *arguments) -> dict:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def export_random(plan: Path) -> float:
-    """A SO400M 4K bundle with random weights. Returns seconds."""
+def export_random(plan: Path, precision: str) -> None:
+    """A SO400M 4K bundle with random weights."""
     from ps3_sdk.export.make_bundle import Prepared, write
     from ps3_sdk.export.random_checkpoint import RandomCheckpoint
     from ps3_sdk.export.reference.config import Ps3Config
     config = Ps3Config.from_dict({"model_type": "ps3_vision_model", "model_name": "vit_so400m_patch14_siglip_384", "hidden_size": 1152, "pool": "map",
                                   "ps3_scales": SCALES_PX, "max_select_num": 2560})
     start = time.perf_counter()
-    write(RandomCheckpoint(config), Prepared(config, "so400m-4k-random", "none", (0.5,) * 3, (0.5,) * 3, weights="random"), plan,
-          lambda line: print(f"  {time.perf_counter() - start:6.1f} s  {line}", file=sys.stderr, flush=True))
-    return time.perf_counter() - start
+    write(RandomCheckpoint(config), Prepared(config, f"so400m-4k-random-{precision}", "none", (0.5,) * 3, (0.5,) * 3, weights="random"), plan,
+          lambda line: print(f"  {time.perf_counter() - start:6.1f} s  {line}", file=sys.stderr, flush=True), precision)
+    print(f"exported {precision} with random weights in {time.perf_counter() - start:.0f} s, {plan.stat().st_size / 1e9:.2f} GB", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", required=True, help="python of an environment with ps3-torch")
-    parser.add_argument("--plan", help="an exported SO400M 4K bundle; default: export one with random weights")
+    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "int8"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     from ps3_sdk.measure import machine
     print(machine())
+    runs: dict[str, list[dict]] = {name: [] for name in (*options.precision, "peer")}
     with tempfile.TemporaryDirectory() as folder:
-        plan = Path(options.plan) if options.plan else Path(folder) / "engine.plan"
-        if not options.plan:
-            print(f"exported random weights in {export_random(plan):.0f} s, {plan.stat().st_size / 1e9:.2f} GB")
-        ours, theirs = [], []
+        for precision in options.precision:
+            export_random(Path(folder) / f"{precision}.plan", precision)
         for i in range(options.rounds):
-            ours.append(run(sys.executable, OURS, plan, options.threads))
-            theirs.append(run(options.peer, THEIRS, options.threads))
-            print(f"round {i + 1}: ours {ours[-1]['s']:.2f} s, {ours[-1]['peak_gb']:.2f} GB | ps3-torch {theirs[-1]['s']:.2f} s, {theirs[-1]['peak_gb']:.2f} GB", flush=True)
-    middle = lambda runs, key: statistics.median(run[key] for run in runs)
-    stages = {stage: statistics.median(run["stages_ms"][stage] for run in ours) for stage in ours[0]["stages_ms"]}
-    print("ours, median ms per stage: " + ", ".join(f"{stage} {ms:.0f}" for stage, ms in stages.items()))
-    result = {"machine": machine(), "tokens": ours[0]["tokens"], "s_ours": round(middle(ours, "s"), 2), "s_peer": round(middle(theirs, "s"), 2),
-              "ratio_time": round(statistics.median(t["s"] / o["s"] for o, t in zip(ours, theirs)), 2),
-              "gb_ours": round(max(run["peak_gb"] for run in ours), 2), "gb_peer": round(max(run["peak_gb"] for run in theirs), 2)}
-    result["ratio_memory"] = round(result["gb_ours"] / result["gb_peer"], 2)
-    print(f"ours {result['s_ours']} s, ps3-torch {result['s_peer']} s: {result['ratio_time']} times faster with {100 * result['ratio_memory']:.0f} % of the memory")
+            for name in runs:
+                runs[name].append(run(options.peer, THEIRS, options.threads) if name == "peer" else
+                                  run(sys.executable, OURS, Path(folder) / f"{name}.plan", options.threads))
+            print(f"round {i + 1}: " + " | ".join(f"{name} {of[-1]['s']:.2f} s, {of[-1]['peak_gb']:.2f} GB" for name, of in runs.items()), flush=True)
+    seconds = {name: statistics.median(run["s"] for run in of) for name, of in runs.items()}
+    gigabytes = {name: max(run["peak_gb"] for run in of) for name, of in runs.items()}
+    result = {"machine": machine(), "tokens": runs["peer"][0]["tokens"], "s_peer": round(seconds["peer"], 2), "gb_peer": round(gigabytes["peer"], 2)}
+    for name in options.precision:
+        stages = {stage: statistics.median(run["stages_ms"][stage] for run in runs[name]) for stage in runs[name][0]["stages_ms"]}
+        ratio = statistics.median(theirs["s"] / ours["s"] for ours, theirs in zip(runs[name], runs["peer"]))
+        result |= {f"s_{name}": round(seconds[name], 2), f"gb_{name}": round(gigabytes[name], 2), f"ratio_time_{name}": round(ratio, 2),
+                   f"ratio_memory_{name}": round(gigabytes[name] / gigabytes["peer"], 2)}
+        print(f"{name}, median ms per stage: " + ", ".join(f"{stage} {ms:.0f}" for stage, ms in stages.items()))
+        print(f"{name}: {seconds[name]:.2f} s, ps3-torch {seconds['peer']:.2f} s: {ratio:.2f} times faster with "
+              f"{100 * gigabytes[name] / gigabytes['peer']:.0f} % of the memory")
     print(json.dumps(result))
 
 
