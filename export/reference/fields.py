@@ -66,7 +66,7 @@ class Fields:
         value = self.values.get(key, default)
         if value is None and default is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise self.refuse(key, "a number above 0 is needed", "Correct the file.")
         return float(value)
 
