@@ -150,7 +150,7 @@ class Comparison:
 
     def _score(self, scored: dict[str, np.ndarray]) -> float:
         from .reference.scoring import probability
-        prior = np.ascontiguousarray(self.tables["prior_prompt"])
+        prior = self.tables["prior_prompt"].copy()
         first = {name: np.ascontiguousarray(array[0]) for name, array in scored.items()}
         weight, bias = (self.tables.get(f"view_prompt_{name}") for name in ("weight", "bias"))
         got = _core.score(first["low_features"], first.get("view_features"), prior, weight, bias)

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from ps3_sdk.errors import ExportError
+from ps3_sdk.manifest import TABLES
 from ps3_sdk.runtimes import ort
+from ps3_sdk.tensors import views
 
 from . import to_onnx
 from .check import measure
@@ -19,7 +21,8 @@ from .graph import PRECISIONS, Graph
 from .reference.config import Ps3Config
 from .reference.model import Ps3Model
 from .reference.side_files import PreprocessorConfig, TokenizerConfig
-from .weights import Checkpoint, load_into
+from .streaming import stream_into
+from .weights import Checkpoint
 from .write_bundle import BundleWriter, SafetensorsLayout
 
 Progress = Callable[[str], None]
@@ -71,7 +74,7 @@ def write(source, prepared: Prepared, output: str | Path, progress: Progress = l
     config = prepared.config
     with torch.device("meta"):
         model = Ps3Model(config)
-    load_into(model, source)        # also reports every key that does not fit, before anything is written
+    stream_into(model, source)      # also reports every key that does not fit, before anything is written
     graphs = [to_onnx.encode(source, config.vision, precision), to_onnx.score_features(source, config.vision), to_onnx.pool(source, config.vision)]
     if config.text is not None:
         graphs.append(to_onnx.encode_prompt(source, config.text))
@@ -80,13 +83,14 @@ def write(source, prepared: Prepared, output: str | Path, progress: Progress = l
             _write_network(writer, graph)
             progress(f"wrote {graph.name}: {sum(weight.num_bytes for weight in graph.weights.values()) / 1e6:.1f} MB, {graph.precision}")
         tables = _tables(source, config.vision)
-        writer.add_tensors("tables.safetensors", SafetensorsLayout({key: ("F32", array.shape) for key, array in tables.items()}), tables.__getitem__)
+        layout = SafetensorsLayout({name: ("F32", shape) for name, (shape, _) in tables.items()})
+        writer.add_tensors(TABLES, layout, lambda name: tables[name][1]())
         if prepared.tokenizer is not None:
             writer.add_bytes("tokenizer.json", prepared.tokenizer)
         manifest = _manifest(source, prepared, graphs)
         draft = Draft(writer, manifest)
         networks = {graph.name: ort.load(draft, graph.name) for graph in graphs}
-        manifest["parity"] = measure(model.eval(), networks, manifest["geometry"], tables, precision, progress)
+        manifest["parity"] = measure(model.eval(), networks, manifest["geometry"], draft.tensors(TABLES), precision, progress)
         writer.finish(manifest)
 
 
@@ -110,6 +114,10 @@ class Draft:
     def offset(self, name: str) -> int:
         return self.writer.offset(name)
 
+    def tensors(self, name: str) -> dict[str, np.ndarray]:
+        size = self.members[name]
+        return views(memoryview(np.memmap(self.path, np.uint8, "r", self.offset(name), size)), f"[export] {name}")
+
 
 def _write_network(writer: BundleWriter, graph: Graph) -> None:
     weights_file, weights = f"{graph.name}.safetensors", graph.weights
@@ -118,15 +126,24 @@ def _write_network(writer: BundleWriter, graph: Graph) -> None:
     writer.add_bytes(f"{graph.name}.onnx", graph.to_onnx(weights_file, layout.offsets))
 
 
-def _tables(source, vision) -> dict[str, np.ndarray]:
-    """What ops need besides the networks; keys as in the manifest's contract."""
-    key = "vision_model."
-    tables = {"position": source.array(f"{key}trunk.pos_embed")[0], "prior_prompt": source.array(f"{key}prior_prompt")}
+def _tables(source, vision) -> dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
+    """What ops need besides the networks: name in the manifest's contract -> shape and a function that reads it."""
+    found = {}
+
+    def table(name: str, key: str, cut=lambda array: array) -> None:
+        key = f"vision_model.{key}"
+        stand_in = np.broadcast_to(np.zeros((), np.float32), source.shape(key))
+        found[name] = cut(stand_in).shape, lambda: np.ascontiguousarray(cut(source.array(key)))
+
+    table("position", "trunk.pos_embed", lambda array: array[0])
+    table("prior_prompt", "prior_prompt")
     if vision.separate_pos_emb:
-        tables |= {f"position_residual_{px}": source.array(f"{key}pos_emb_residual.{i}")[0] for i, px in enumerate(vision.scales_px[1:])}
+        for i, px in enumerate(vision.scales_px[1:]):
+            table(f"position_residual_{px}", f"pos_emb_residual.{i}", lambda array: array[0])
     if vision.highres_selection_feature:    # rows past view_width serve scales whose score is never used
-        tables |= {f"view_prompt_{part}": np.ascontiguousarray(source.array(f"{key}prompt_proj_for_highres.{part}")[:vision.view_width]) for part in ("weight", "bias")}
-    return tables
+        for part in ("weight", "bias"):
+            table(f"view_prompt_{part}", f"prompt_proj_for_highres.{part}", lambda array: array[:vision.view_width])
+    return found
 
 
 def _manifest(source, prepared: Prepared, graphs: list[Graph]) -> dict:
