@@ -97,8 +97,10 @@ std::vector<std::vector<int>> plan_look_lists(const std::vector<int>& capacity, 
                                               std::optional<int> first_scales) {
   const auto given = [](std::optional<int> value) { return value && *value == -1 ? -2 : value.value_or(-1); };  // -1 means not given
   std::vector<std::vector<int>> looks;
-  const int first = first_scales ? (*first_scales == 0 ? -1 : *first_scales) : 0;
-  raise_if_failed(plan_looks(capacity, per_look_counts, {given(num_looks), given(num_tokens), all, first}, looks));
+  if (first_scales && *first_scales < 1) {
+    raise(Code::kInvalidArgument, "[plan_looks] first_scales is " + std::to_string(*first_scales) + "; needs 1 or more. Pass None for all scales.");
+  }
+  raise_if_failed(plan_looks(capacity, per_look_counts, {given(num_looks), given(num_tokens), all, first_scales.value_or(0)}, looks));
   return looks;
 }
 

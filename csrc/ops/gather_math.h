@@ -12,6 +12,9 @@ namespace ps3::ops {
 constexpr int kWeightBits = 22;                                     // Pillow's: 32 - 8 - 2
 constexpr std::int32_t kHalf = std::int32_t{1} << (kWeightBits - 1);
 
+/// Step 1: where base index i lies on an axis of the frame.
+PS3_HD double base_center(int i, int in_px, int base_px) { return (i + 0.5) * (static_cast<double>(in_px) / base_px); }
+
 PS3_HD std::int32_t fixed_weight(double weight) {
   const double scaled = weight * (1 << kWeightBits);
   return static_cast<std::int32_t>(weight < 0 ? -0.5 + scaled : 0.5 + scaled);

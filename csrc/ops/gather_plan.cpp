@@ -37,8 +37,9 @@ BaseAxis plan_base(int in_px, int base_px, const std::vector<char>& needed) {
   std::vector<double> weights(axis.max_count);
   for (int i = 0; i < base_px; ++i) {
     if (!needed[i]) continue;
-    const Window window = antialias_window(i, in_px, base_px);
-    antialias_weights(i, in_px, base_px, window, weights.data());
+    const double center = base_center(i, in_px, base_px);
+    const Window window = antialias_window(center, in_px, base_px);
+    antialias_weights(center, in_px, base_px, window, weights.data());
     axis.windows[i] = window;
     std::int32_t* fixed = &axis.weights[static_cast<std::size_t>(i) * axis.max_count];
     for (int t = 0; t < window.count; ++t) fixed[t] = fixed_weight(weights[t]);

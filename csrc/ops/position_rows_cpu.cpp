@@ -26,8 +26,9 @@ Axis plan_axis(int grid, int n) {
   axis.weights.resize(static_cast<std::size_t>(n) * axis.max_count);
   std::vector<double> weights(axis.max_count);
   for (int i = 0; i < n; ++i) {
-    axis.windows[i] = ops::antialias_window(i, grid, n);
-    ops::antialias_weights(i, grid, n, axis.windows[i], weights.data());
+    const double center = ops::table_center(i, grid, n);
+    axis.windows[i] = ops::antialias_window(center, grid, n);
+    ops::antialias_weights(center, grid, n, axis.windows[i], weights.data());
     std::copy_n(weights.begin(), axis.windows[i].count, &axis.weights[static_cast<std::size_t>(i) * axis.max_count]);
   }
   return axis;

@@ -9,6 +9,12 @@
 
 namespace ps3::ops {
 
+/// Where row (or column) i of the n x n table lies on the g x g one; rounded to float as torch does.
+PS3_HD double table_center(int i, int g, int n) {
+  const float scale = static_cast<float>(g) / static_cast<float>(n);
+  return static_cast<float>(scale * (i + 0.5));
+}
+
 /// IEEE half to float, subnormals and infinities included; a NaN stays a NaN.
 PS3_HD float half_to_float(std::uint16_t half) {
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;

@@ -30,8 +30,8 @@ PS3_HD int max_window(int in_size, int out_size) {
   return static_cast<int>(4.0 * filter_scale(in_size, out_size)) + 2;
 }
 
-PS3_HD Window antialias_window(int out_index, int in_size, int out_size) {
-  const double center = (out_index + 0.5) * (static_cast<double>(in_size) / out_size);
+/// center: where the output sample lies on the input axis, in samples.
+PS3_HD Window antialias_window(double center, int in_size, int out_size) {
   const double support = 2.0 * filter_scale(in_size, out_size);
   int first = static_cast<int>(center - support + 0.5);
   int end = static_cast<int>(center + support + 0.5);
@@ -41,8 +41,7 @@ PS3_HD Window antialias_window(int out_index, int in_size, int out_size) {
 }
 
 /// weights[0 .. window.count): normalised to sum 1 in double, in Pillow's order of operations.
-PS3_HD void antialias_weights(int out_index, int in_size, int out_size, Window window, double* weights) {
-  const double center = (out_index + 0.5) * (static_cast<double>(in_size) / out_size);
+PS3_HD void antialias_weights(double center, int in_size, int out_size, Window window, double* weights) {
   const double inverse = 1.0 / filter_scale(in_size, out_size);
   double sum = 0.0;
   for (int t = 0; t < window.count; ++t) {

@@ -8,7 +8,7 @@
 ///   num_tokens = T   T = min(T, A); looks = ceil(T / X); the last look aims at T mod X (X when that is 0), the others at X
 /// A look that aims at t < X takes int(x_i * t / X), so a total can fall a few short of T. With first_scales = n, counts become
 /// int(x_i / sum of the first n * sum of all) for the first n scales, 1 for the others, and the last scale gets what is missing
-/// to X. Then for i ascending: if fewer than x_i patches are free, x_i is what is free and the shortfall goes to scale
+/// to X (at least 0). Then for i ascending: if fewer than x_i patches are free, x_i is what is free and the shortfall goes to scale
 /// i + 1; that of the last scale is lost. Looks that come out empty are dropped.
 /// Errors: kInvalidArgument (no or several of num_looks, num_tokens, all; negative numbers; per_look sums to 0).
 /// Source: NVlabs/PS3 @ f7e3fd4, get_selection_maps and forward.
