@@ -22,4 +22,5 @@ __all__ = ["Answer", "BudgetError", "Bundle", "BundleError", "Choice", "ClosedEr
 
 def cmake_dir() -> str:
     """Folder to pass as CMAKE_PREFIX_PATH so that C++ projects find_package(ps3)."""
-    return str(_Path(__file__).parent / "cpp")
+    from . import _core
+    return str(_Path(_core.__file__).parent / "cpp")  # beside the compiled module, also in an editable install
