@@ -50,13 +50,7 @@ class Checkpoint:
         Raises ExportError: no such folder, no or missing or broken safetensors files, a dtype other than f32, f16, bf16,
             or the hub refuses.
         """
-        folder = Path(path).expanduser()
-        if folder.is_dir():
-            return cls(folder, str(path))
-        parts = str(path).split("/")
-        if len(parts) != 2 or not all(parts) or str(path).startswith((".", "~")):
-            raise ExportError(f"[weights] {path} is not a folder; a checkpoint folder or a hub id owner/name is needed. Check the path.")
-        return cls(*_download(str(path), revision))
+        return cls(*locate(path, revision))
 
     def keys(self) -> list[str]:
         return sorted(self._shapes)
@@ -132,11 +126,25 @@ def expected_shapes(config: Ps3Config) -> dict[str, tuple[int, ...]]:
         return {key: tuple(tensor.shape) for key, tensor in Ps3Model(config).state_dict().items()}
 
 
-def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Make the checkpoint's tensors the parameters of a model (usually built on torch's meta device), after checking all keys."""
+def load_into(model: nn.Module, checkpoint: Checkpoint, optional: dict[str, tuple[int, ...]] | None = None) -> None:
+    """Make the checkpoint's tensors the parameters of a model (usually built on torch's meta device), after checking all keys.
+
+    optional: keys the checkpoint may hold besides, default OPTIONAL; they are not read.
+    """
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    checkpoint.check(expected)
+    checkpoint.check(expected, optional)
     model.load_state_dict({key: checkpoint.tensor(key) for key in expected}, assign=True)
+
+
+def locate(path: str | Path, revision: str | None = None) -> tuple[Path, str, str | None]:
+    """A checkpoint's folder, what to call it, and the hub commit (None for folders). Raises ExportError: see Checkpoint.open."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder, str(path), None
+    parts = str(path).split("/")
+    if len(parts) != 2 or not all(parts) or str(path).startswith((".", "~")):
+        raise ExportError(f"[weights] {path} is not a folder; a checkpoint folder or a hub id owner/name is needed. Check the path.")
+    return _download(str(path), revision)
 
 
 def _shards(folder: Path) -> dict[str, Path]:
