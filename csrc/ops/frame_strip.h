@@ -6,7 +6,7 @@
 
 namespace ps3::ops {
 
-/// Where a pixel's colours lie in a strip: pixel x, channel c is strip[(x - x0) * pixel_step + channel[c]].
+/// Where a pixel's colours lie in a strip: pixel x, channel c is entry (x - x0) * pixel_step + channel[c].
 struct StripLayout {
   int pixel_step;
   int channel[3];
@@ -14,22 +14,20 @@ struct StripLayout {
 
 /// 4 * kLanes bytes of each row: turned as 32-bit numbers, then split into bytes by shifts.
 template <int kLanes>
-PS3_LANES void turn_block(const std::uint8_t* const (&rows)[16], long at, Ints16* to) {
-  using Ints = typename VectorOf<std::int32_t, kLanes>::type;
-  using Unsigned16 = VectorOf<std::uint32_t, 16>::type;
-  Ints16 quads[kLanes];
+PS3_LANES void turn_block(const std::uint8_t* const (&rows)[16], long at, std::int32_t* to) {
+  using Unsigned = typename VectorOf<std::uint32_t, kLanes>::type;
   for (int group = 0; group < 16; group += kLanes) {
-    Ints block[kLanes];
-    for (int r = 0; r < kLanes; ++r) block[r] = load<Ints>(rows[group + r] + at);
+    Ints<kLanes> block[kLanes];
+    for (int r = 0; r < kLanes; ++r) block[r] = load<Ints<kLanes>>(rows[group + r] + at);
     transpose<kLanes>(block);
-    for (int i = 0; i < kLanes; ++i) store(reinterpret_cast<std::int32_t*>(&quads[i]) + group, block[i]);
-  }
-  for (int i = 0; i < kLanes; ++i) {
-    const Unsigned16 quad = reinterpret_cast<Unsigned16>(quads[i]);
-    to[4 * i] = reinterpret_cast<Ints16>(quad & 255);
-    to[4 * i + 1] = reinterpret_cast<Ints16>((quad >> 8) & 255);
-    to[4 * i + 2] = reinterpret_cast<Ints16>((quad >> 16) & 255);
-    to[4 * i + 3] = reinterpret_cast<Ints16>(quad >> 24);
+    for (int i = 0; i < kLanes; ++i) {
+      const Unsigned quad = reinterpret_cast<Unsigned>(block[i]);
+      std::int32_t* const out = to + 64 * i + group;
+      store(out, quad & 255);
+      store(out + 16, (quad >> 8) & 255);
+      store(out + 32, (quad >> 16) & 255);
+      store(out + 48, quad >> 24);
+    }
   }
 }
 
@@ -37,10 +35,10 @@ constexpr int kStripSlack = 64;  // turn() may write that many entries past the 
 
 /// Turns `count` bytes of each row. Reads up to 63 bytes past them only where `readable` says that all rows have them.
 template <int kLanes>
-PS3_LANES void turn(const std::uint8_t* const (&rows)[16], int count, bool readable, Ints16* strip) {
+PS3_LANES void turn(const std::uint8_t* const (&rows)[16], int count, bool readable, std::int32_t* strip) {
   constexpr int kBlock = 4 * kLanes;
   int at = 0;
-  for (; at + (readable ? 1 : kBlock) <= count; at += kBlock) turn_block<kLanes>(rows, at, strip + at);
+  for (; at + (readable ? 1 : kBlock) <= count; at += kBlock) turn_block<kLanes>(rows, at, strip + 16 * at);
   if (at >= count) return;
   std::uint8_t copy[16][kBlock] = {};
   const std::uint8_t* copied[16];
@@ -48,7 +46,7 @@ PS3_LANES void turn(const std::uint8_t* const (&rows)[16], int count, bool reada
     std::memcpy(copy[r], rows[r] + at, static_cast<std::size_t>(count - at));
     copied[r] = copy[r];
   }
-  turn_block<kLanes>(copied, 0, strip + at);
+  turn_block<kLanes>(copied, 0, strip + 16 * at);
 }
 
 /// One row of kNV12 or kYUYV to three rows of bytes. x0 is even, count may be odd; writes count rounded up to even.
@@ -70,7 +68,7 @@ PS3_LANES void convert_row(const std::uint8_t* __restrict y, const std::uint8_t*
 /// Rows y0 .. y0 + 15 (the last row again beyond y1) and pixels x0 .. x1 - 1. converted: 3 * 16 * source_pitch bytes.
 template <int kLanes>
 PS3_LANES StripLayout load_strip(const FrameView& frame, int y0, int y1, int x0, int x1, std::uint8_t* converted,
-                                 int source_pitch, Ints16* strip) {
+                                 int source_pitch, std::int32_t* strip) {
   const std::uint8_t* rows[16];
   const Plane& plane = frame.plane[0];
   const bool is_nv12 = frame.format == PixelFormat::kNV12;
@@ -97,7 +95,7 @@ PS3_LANES StripLayout load_strip(const FrameView& frame, int y0, int y1, int x0,
   }
   for (int c = 0; c < 3; ++c) {
     for (int r = 0; r < 16; ++r) rows[r] = converted + (c * 16 + (r < num_rows ? r : num_rows - 1)) * source_pitch + (x0 - even);
-    turn<kLanes>(rows, x1 - x0, true, strip + c * (x1 - x0));
+    turn<kLanes>(rows, x1 - x0, true, strip + 16 * c * (x1 - x0));
   }
   return {1, {0, x1 - x0, 2 * (x1 - x0)}};
 }

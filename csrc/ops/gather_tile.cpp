@@ -25,27 +25,28 @@ PS3_LANES void with_taps(int count, const Body& body) {
 #define PS3_BODY __attribute__((always_inline))
 
 /// The weights of one window: kept in registers where their number is a constant.
-template <class Count>
+template <int kLanes, class Count>
 struct Weights;
-template <int kCount>
-struct Weights<std::integral_constant<int, kCount>> {
-  Ints16 lanes[kCount];
+template <int kLanes, int kCount>
+struct Weights<kLanes, std::integral_constant<int, kCount>> {
+  Ints<kLanes> lanes[kCount];
   PS3_BODY explicit Weights(const std::int32_t* from) {
-    for (int t = 0; t < kCount; ++t) lanes[t] = Ints16{} + from[t];
+    for (int t = 0; t < kCount; ++t) lanes[t] = Ints<kLanes>{} + from[t];
   }
-  PS3_BODY Ints16 operator[](int t) const { return lanes[t]; }
+  PS3_BODY Ints<kLanes> operator[](int t) const { return lanes[t]; }
 };
-template <>
-struct Weights<int> {
+template <int kLanes>
+struct Weights<kLanes, int> {
   const std::int32_t* from;
   PS3_BODY explicit Weights(const std::int32_t* weights) : from(weights) {}
   PS3_BODY std::int32_t operator[](int t) const { return from[t]; }
 };
 
 /// Columns pass of one strip: positions x of 16 source rows, for the three channels.
-PS3_LANES void columns_pass(const GatherPlan& plan, const TileAxis& x, const Ints16* strip, const StripLayout& layout,
+template <int kLanes>
+PS3_LANES void columns_pass(const GatherPlan& plan, const TileAxis& x, const std::int32_t* strip, const StripLayout& layout,
                             std::int32_t* turned, int pitch) {
-  const long step = layout.pixel_step, c0 = layout.channel[0], c1 = layout.channel[1], c2 = layout.channel[2];
+  const long step = 16 * layout.pixel_step, c0 = 16 * layout.channel[0], c1 = 16 * layout.channel[1], c2 = 16 * layout.channel[2];
   std::int32_t *to0 = turned, *to1 = turned + 16 * pitch, *to2 = turned + 32 * pitch;
   const int* const base = x.base.data();
   const int num_positions = x.num_positions, source_first = x.source_first, max_count = plan.x.max_count;
@@ -54,18 +55,20 @@ PS3_LANES void columns_pass(const GatherPlan& plan, const TileAxis& x, const Int
   for (int p = 0; p < num_positions; ++p, to0 += 16, to1 += 16, to2 += 16) {
     const Window window = windows[base[p]];
     const std::int32_t* weights = all_weights + static_cast<long>(base[p]) * max_count;
-    const Ints16* from = strip + (window.first - source_first) * step;
+    const std::int32_t* from = strip + (window.first - source_first) * step;
     with_taps(window.count, [&](auto count) PS3_BODY {
-      Ints16 sum0 = Ints16{} + kHalf, sum1 = sum0, sum2 = sum0;
-      for (int t = 0; t < count; ++t) {
-        const Ints16 weight = Ints16{} + weights[t];
-        sum0 += from[t * step + c0] * weight;
-        sum1 += from[t * step + c1] * weight;
-        sum2 += from[t * step + c2] * weight;
+      for (int group = 0; group < 16; group += kLanes) {
+        Ints<kLanes> sum0 = Ints<kLanes>{} + kHalf, sum1 = sum0, sum2 = sum0;
+        for (int t = 0; t < count; ++t) {
+          const Ints<kLanes> weight = Ints<kLanes>{} + weights[t];
+          sum0 += load<Ints<kLanes>>(from + t * step + c0 + group) * weight;
+          sum1 += load<Ints<kLanes>>(from + t * step + c1 + group) * weight;
+          sum2 += load<Ints<kLanes>>(from + t * step + c2 + group) * weight;
+        }
+        store(to0 + group, to_byte_range(sum0));
+        store(to1 + group, to_byte_range(sum1));
+        store(to2 + group, to_byte_range(sum2));
       }
-      store(to0, to_byte_range(sum0));
-      store(to1, to_byte_range(sum1));
-      store(to2, to_byte_range(sum2));
     });
   }
 }
@@ -73,23 +76,22 @@ PS3_LANES void columns_pass(const GatherPlan& plan, const TileAxis& x, const Int
 /// [position][16 rows] -> [16 rows][pitch]
 template <int kLanes>
 PS3_LANES void turn_back(const std::int32_t* turned, int num_positions, int pitch, std::int32_t* columns) {
-  using Ints = typename VectorOf<std::int32_t, kLanes>::type;
   for (int p = 0; p < num_positions; p += kLanes) {
     for (int r = 0; r < 16; r += kLanes) {
-      Ints block[kLanes];
-      for (int i = 0; i < kLanes; ++i) block[i] = load<Ints>(turned + 16 * (p + i) + r);
+      Ints<kLanes> block[kLanes];
+      for (int i = 0; i < kLanes; ++i) block[i] = load<Ints<kLanes>>(turned + 16 * (p + i) + r);
       transpose<kLanes>(block);
       for (int i = 0; i < kLanes; ++i) store(columns + (r + i) * pitch + p, block[i]);
     }
   }
 }
 
-/// Rows pass: 16 neighbouring positions of one base row, as whole numbers 0..255.
-template <class Count>
-PS3_LANES Floats16 rows_pass(const std::int32_t* from, long pitch, const Weights<Count>& weights, Count count) {
-  Ints16 sum = Ints16{} + kHalf;
-  for (int t = 0; t < count; ++t) sum += load<Ints16>(from + t * pitch) * weights[t];
-  return to_float(to_byte_range(sum));
+/// Rows pass: neighbouring positions of one base row, as whole numbers 0..255.
+template <int kLanes, class Count>
+PS3_LANES Floats<kLanes> rows_pass(const std::int32_t* from, long pitch, const Weights<kLanes, Count>& weights, Count count) {
+  Ints<kLanes> sum = Ints<kLanes>{} + kHalf;
+  for (int t = 0; t < count; ++t) sum += load<Ints<kLanes>>(from + t * pitch) * weights[t];
+  return to_float<kLanes>(to_byte_range(sum));
 }
 
 /// What the rows pass needs for one base row.
@@ -117,7 +119,7 @@ PS3_LANES void store_first(float* to, const Vector& v, int count) {
 }
 
 /// Step 2 is a copy: rows pass, normalise, store.
-template <bool kExactScale>
+template <int kLanes, bool kExactScale>
 PS3_LANES void write_exact(const GatherJob& job, const Tile& tile, const GatherScratch& s, const Channel& channel) {
   const GatherPlan& plan = *job.plan;
   const int side = plan.patch_px, area = 3 * side * side, num_cols = tile.num_cols;
@@ -129,17 +131,17 @@ PS3_LANES void write_exact(const GatherJob& job, const Tile& tile, const GatherS
     for (int y = 0; y < side; ++y) {
       const RowTaps row = row_taps(plan, s, channel, s.y.base[r * side + y]);
       with_taps(row.count, [&](auto count) PS3_BODY {
-        const Weights<decltype(count)> weights(row.weights);
-        for (int at = 0; at < side; at += 16) {
+        const Weights<kLanes, decltype(count)> weights(row.weights);
+        for (int at = 0; at < side; at += kLanes) {
           const int begin = (channel.index * side + y) * side + at;
           const std::int32_t* from = row.from + at;
           const auto value = [&](int j) PS3_BODY {
-            return normalize_byte<kExactScale>(rows_pass(from + j * side, pitch, weights, count), mean, std, scale);
+            return normalize_byte<kExactScale>(rows_pass<kLanes>(from + j * side, pitch, weights, count), mean, std, scale);
           };
-          if (begin + 16 <= area) {  // a whole vector stays inside the patch; later rows overwrite what is too much
+          if (begin + kLanes <= area) {  // a whole vector stays inside the patch; later rows overwrite what is too much
             for (int j = 0; j < num_cols; ++j) store(patches[j] + begin, value(j));
           } else {
-            for (int j = 0; j < num_cols; ++j) store_first(patches[j] + begin, value(j), std::min(side - at, 16));
+            for (int j = 0; j < num_cols; ++j) store_first(patches[j] + begin, value(j), std::min(side - at, kLanes));
           }
         }
       });
@@ -148,6 +150,7 @@ PS3_LANES void write_exact(const GatherJob& job, const Tile& tile, const GatherS
 }
 
 /// Step 2 with four taps along each axis: y on whole rows of the tile, then x.
+template <int kLanes>
 PS3_LANES void write_resampled(const GatherJob& job, const Tile& tile, const GatherScratch& s, const Channel& channel) {
   const GatherPlan& plan = *job.plan;
   const int side = plan.patch_px, area = 3 * side * side, width = (s.x.num_positions + 15) / 16 * 16;
@@ -163,16 +166,16 @@ PS3_LANES void write_resampled(const GatherJob& job, const Tile& tile, const Gat
       const RowTaps row = row_taps(plan, s, channel, s.y.base[ready]);
       float* to = s.ring + (ready & 3) * s.pitch;
       with_taps(row.count, [&](auto count) PS3_BODY {
-        const Weights<decltype(count)> weights(row.weights);
-        for (int p = 0; p < width; p += 16) store(to + p, rows_pass(row.from + p, pitch, weights, count));
+        const Weights<kLanes, decltype(count)> weights(row.weights);
+        for (int p = 0; p < width; p += kLanes) store(to + p, rows_pass<kLanes>(row.from + p, pitch, weights, count));
       });
     }
     const float* taps = &plan.scale.weights[4 * static_cast<std::size_t>(tile.row * side + i)];
     const float *row0 = s.ring + (slot & 3) * s.pitch, *row1 = s.ring + ((slot + 1) & 3) * s.pitch;
     const float *row2 = s.ring + ((slot + 2) & 3) * s.pitch, *row3 = s.ring + ((slot + 3) & 3) * s.pitch;
-    for (int p = 0; p < width; p += 16) {
-      store(made + p, ((load<Floats16>(row0 + p) * taps[0] + load<Floats16>(row1 + p) * taps[1]) + load<Floats16>(row2 + p) * taps[2]) +
-                           load<Floats16>(row3 + p) * taps[3]);
+    for (int p = 0; p < width; p += kLanes) {
+      store(made + p, ((load<Floats<kLanes>>(row0 + p) * taps[0] + load<Floats<kLanes>>(row1 + p) * taps[1]) + load<Floats<kLanes>>(row2 + p) * taps[2]) +
+                           load<Floats<kLanes>>(row3 + p) * taps[3]);
     }
     const std::int32_t* order = &plan.order[tile.first[i / side]];
     const int begin = (channel.index * side + i % side) * side;
@@ -198,7 +201,7 @@ PS3_LANES void tile_loop(const GatherJob& job, const Tile& tile, GatherScratch& 
   for (int y = s.y.source_first; y < s.y.source_end; y += 16) {
     const StripLayout layout = load_strip<kLanes>(job.frame, y, s.y.source_end, s.x.source_first, s.x.source_end, s.converted,
                                           s.source_pitch, s.strip);
-    columns_pass(plan, s.x, s.strip, layout, s.turned, s.pitch);
+    columns_pass<kLanes>(plan, s.x, s.strip, layout, s.turned, s.pitch);
     for (int c = 0; c < 3; ++c) {
       turn_back<kLanes>(s.turned + 16 * c * s.pitch, s.x.num_positions, s.pitch,
                 s.columns + (static_cast<std::size_t>(c) * s.source_rows + (y - s.y.source_first)) * s.pitch);
@@ -210,11 +213,11 @@ PS3_LANES void tile_loop(const GatherJob& job, const Tile& tile, GatherScratch& 
     const bool power_of_two = std::frexp(std, &exponent) == 0.5f;
     const Channel channel{s.columns + static_cast<std::size_t>(c) * s.source_rows * s.pitch, job.normalize.mean[c], std, 1.0f / std, c};
     if (plan.scale.taps == 4) {
-      write_resampled(job, tile, s, channel);
+      write_resampled<kLanes>(job, tile, s, channel);
     } else if (power_of_two) {
-      write_exact<true>(job, tile, s, channel);
+      write_exact<kLanes, true>(job, tile, s, channel);
     } else {
-      write_exact<false>(job, tile, s, channel);
+      write_exact<kLanes, false>(job, tile, s, channel);
     }
   }
 }
@@ -229,7 +232,7 @@ void GatherScratch::allocate(const GatherJob& job) {
   pitch = round16(plan.max_positions) + 16;  // vectors may read and write up to 15 positions past the last
   source_pitch = round16(plan.max_source_cols + 2);
   source_rows = round16(plan.max_source_rows);
-  const std::size_t strip_bytes = sizeof(Ints16) * (4 * static_cast<std::size_t>(plan.max_source_cols) + kStripSlack);
+  const std::size_t strip_bytes = std::size_t{64} * (4 * static_cast<std::size_t>(plan.max_source_cols) + kStripSlack);
   const std::size_t converted_bytes = std::size_t{3} * 16 * source_pitch + kStripSlack;
   const std::size_t turned_bytes = std::size_t{3} * 4 * 16 * pitch;
   const std::size_t columns_bytes = std::size_t{3} * 4 * source_rows * pitch;
@@ -241,7 +244,7 @@ void GatherScratch::allocate(const GatherJob& job) {
     at += bytes;
     return taken;
   };
-  strip = reinterpret_cast<Ints16*>(take(strip_bytes));
+  strip = reinterpret_cast<std::int32_t*>(take(strip_bytes));
   converted = take(converted_bytes);
   turned = reinterpret_cast<std::int32_t*>(take(turned_bytes));
   columns = reinterpret_cast<std::int32_t*>(take(columns_bytes));

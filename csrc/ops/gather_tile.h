@@ -17,7 +17,7 @@ struct GatherJob {
 struct GatherScratch {
   TileAxis x, y;
   std::vector<std::uint8_t> memory;
-  Ints16* strip = nullptr;            // [source byte][16 rows]
+  std::int32_t* strip = nullptr;      // [source byte][16 rows]
   std::uint8_t* converted = nullptr;  // [channel][16 rows][source_pitch], only for kNV12 and kYUYV
   std::int32_t* turned = nullptr;     // [3][position][16 rows]: result of the columns pass
   std::int32_t* columns = nullptr;    // [3][source row][pitch]: the same, turned back; bytes in 32 bits

@@ -1,6 +1,5 @@
-// Vectors of 16 lanes in the compiler's own notation. The compiler lowers them to what the target has: one 512-bit
-// register, two of 256 or four of 128. Shuffles are not split well, so they take the target's own width as a template
-// argument (isa.h). All helpers are always_inline so that they take on their caller's target.
+// Vectors in the compiler's own notation, of as many 32-bit lanes as the target's registers have: kLanes is 16, 8 or 4
+// (isa.h). All helpers are always_inline so that they take on their caller's target.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +11,11 @@ template <class T, int kLanes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(sizeof(T) * kLanes)));
 };
-
-using Ints16 = VectorOf<std::int32_t, 16>::type;
-using Floats16 = VectorOf<float, 16>::type;
-using Floats4 = VectorOf<float, 4>::type;
+template <int kLanes>
+using Ints = typename VectorOf<std::int32_t, kLanes>::type;
+template <int kLanes>
+using Floats = typename VectorOf<float, kLanes>::type;
+using Floats4 = Floats<4>;
 
 #define PS3_LANES static inline __attribute__((always_inline))
 
@@ -31,28 +31,29 @@ PS3_LANES void store(void* to, const Vector& v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-PS3_LANES Floats16 to_float(Ints16 v) { return __builtin_convertvector(v, Floats16); }
+template <int kLanes>
+PS3_LANES Floats<kLanes> to_float(Ints<kLanes> v) {
+  return __builtin_convertvector(v, Floats<kLanes>);
+}
 
 /// {a0, b0, a1, b1, ...} of the low halves, then of the high halves.
 template <int kLanes>
-PS3_LANES void interleave(typename VectorOf<std::int32_t, kLanes>::type& a, typename VectorOf<std::int32_t, kLanes>::type& b) {
-  using Ints = typename VectorOf<std::int32_t, kLanes>::type;
-  Ints low, high;
+PS3_LANES void interleave(Ints<kLanes>& a, Ints<kLanes>& b) {
+  Ints<kLanes> low, high;
   for (int i = 0; i < kLanes; ++i) {
     low[i] = i / 2 + (i % 2) * kLanes;
     high[i] = low[i] + kLanes / 2;
   }
-  const Ints from_a = a, from_b = b;
+  const Ints<kLanes> from_a = a, from_b = b;
   a = __builtin_shuffle(from_a, from_b, low);
   b = __builtin_shuffle(from_a, from_b, high);
 }
 
 /// kLanes x kLanes 32-bit numbers: row r, column q becomes row q, column r. A perfect shuffle, log2(kLanes) times.
 template <int kLanes>
-PS3_LANES void transpose(typename VectorOf<std::int32_t, kLanes>::type (&m)[kLanes]) {
-  using Ints = typename VectorOf<std::int32_t, kLanes>::type;
+PS3_LANES void transpose(Ints<kLanes> (&m)[kLanes]) {
   for (int round = 1; round < kLanes; round *= 2) {
-    Ints next[kLanes];
+    Ints<kLanes> next[kLanes];
     for (int i = 0; i < kLanes / 2; ++i) {
       next[2 * i] = m[i];
       next[2 * i + 1] = m[i + kLanes / 2];
