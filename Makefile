@@ -10,7 +10,7 @@ demo: $(VENV)/demo
 	$(VENV)/bin/ps3 ask examples/frames/boats_4k.jpg "the name plate of a boat" --overlay boats_seen.jpg
 
 test: $(VENV)/test
-	$(VENV)/bin/python -m pytest -q tests
+	$(VENV)/bin/pytest -q tests
 
 peer: .peer/ready
 

@@ -7,6 +7,12 @@
 """
 from pathlib import Path as _Path
 
+try:
+    from . import _core
+except ImportError as _error:
+    raise ImportError(f"[ps3_sdk] {_Path(__file__).parent} has no compiled core: it is the source folder, or the installation is broken. "
+                      "Start Python in another folder, or install with: pip install .") from _error
+
 from .answer import Answer, Choice, Region, Timing, Timings
 from .bundle import Bundle
 from .errors import (BudgetError, BundleError, ClosedError, ExportError, InputError, Ps3Error, RuntimeFailedError,

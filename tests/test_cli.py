@@ -32,8 +32,8 @@ def test_ask_json_is_one_document_and_complete(capsys, photo_path):
     assert set(answer["picked"]) == {"756", "1512", "3780"} and np.shape(answer["prob"]) == (27, 27)
 
 
-def test_ask_reads_a_picture_from_stdin(photo_path):
-    result = subprocess.run([sys.executable, "-m", "ps3_sdk", "ask", "-", "a boat", "--tokens", "16"], input=photo_path.read_bytes(), capture_output=True)
+def test_ask_reads_a_picture_from_stdin(photo_path, tmp_path):
+    result = subprocess.run([sys.executable, "-m", "ps3_sdk", "ask", "-", "a boat", "--tokens", "16"], input=photo_path.read_bytes(), capture_output=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr.decode()
     assert b"3840x2160" in result.stdout
 
@@ -99,6 +99,6 @@ def test_bench_and_doctor_print_what_they_promise(capsys):
     assert code == 0 and "all is well" in out and "onnxruntime" in out
 
 
-def test_a_closed_pipe_is_no_traceback(photo_path):
-    result = subprocess.run(f"{sys.executable} -m ps3_sdk info --json | head -1", shell=True, capture_output=True, text=True)
+def test_a_closed_pipe_is_no_traceback(tmp_path):
+    result = subprocess.run(f"{sys.executable} -m ps3_sdk info --json | head -1", shell=True, capture_output=True, text=True, cwd=tmp_path)
     assert "Traceback" not in result.stderr

@@ -42,12 +42,17 @@ def test_runtimes_import_no_export_at_their_top(path):
         assert not (at_top and module.split(".")[0] in HEAVY), f"{path.name} imports {module} when imported"
 
 
-def test_importing_the_sdk_loads_no_torch_and_no_runtime():
+def test_importing_the_sdk_loads_no_torch_and_no_runtime(tmp_path):
     code = f"import sys, ps3_sdk; print(sorted({HEAVY!r} & set(sys.modules)))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path).strip() == "[]"
 
 
 @pytest.mark.parametrize("folder", ["ps3_sdk", "runtimes", "export", "tests", "examples", "benchmarks"])
 def test_no_file_has_more_than_400_lines(folder):
     for path in (ROOT / folder).rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_the_source_folder_alone_says_what_to_do():
+    result = subprocess.run([sys.executable, "-S", "-c", "import ps3_sdk"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode and "pip install ." in result.stderr
