@@ -5,7 +5,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip insta
 import golden_vila
 from golden_vila import BOUND, CASES, Case
 
-from ps3_sdk.export.reference.vila import blocks, model as vila, projector
+from ps3_sdk.export.reference.vila import blocks, model as vila, outputs, projector
 from ps3_sdk.export.reference.vila.chat import Chat
 
 
@@ -81,8 +81,8 @@ TRUE_ASSEMBLE, TRUE_ENCODE, TRUE_SELECT = vila.assemble, vila.VilaHd.encode, vil
 
 
 def _blind(self, seen, looks):
-    low = vila.Low(seen.low.tokens, seen.low.features, [(key[:, :, :0], value[:, :, :0]) for key, value in seen.low.kv], None, None, seen.low.hidden)
-    return TRUE_ENCODE(self, vila.Seen(seen.pixels, low, seen.rows), looks)
+    low = outputs.Low(seen.low.tokens, seen.low.features, [(key[:, :, :0], value[:, :, :0]) for key, value in seen.low.kv], None, None, seen.low.hidden)
+    return TRUE_ENCODE(self, outputs.Seen(seen.pixels, low, seen.rows), looks)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
