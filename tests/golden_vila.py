@@ -41,8 +41,9 @@ class Case:
         """The public command line's environment variables as our arguments."""
         env, e = self.json["env"], self.json["effective"]
         given = {"num_looks": env.get("NUM_LOOK_CLOSE"), "num_tokens": env.get("NUM_TOKEN_LOOK_CLOSE")}
-        options = replace(default, **{key: int(value) for key, value in given.items() if value is not None}, smooth=env.get("SMOOTH_SELECTION_PROB") == "true",
-                          mode=env.get("LOOK_CLOSE_MODE", default.mode), per_look=tuple(map(int, env["SELECT_NUM_EACH_SCALE"].split("+"))) if "SELECT_NUM_EACH_SCALE" in env else None)
+        per_look = tuple(map(int, env["SELECT_NUM_EACH_SCALE"].split("+"))) if "SELECT_NUM_EACH_SCALE" in env else None
+        options = replace(default, **{key: int(value) for key, value in given.items() if value is not None}, per_look=per_look,
+                          mode=env.get("LOOK_CLOSE_MODE", default.mode), smooth=env.get("SMOOTH_SELECTION_PROB") == "true")
         assert (options.mode, options.num_looks, options.num_tokens, options.smooth) == (
             e["look_close_mode"], e["num_look_close"], e["num_token_look_close"], e["smooth_selection_prob"])
         return options
@@ -127,7 +128,7 @@ def _closely(model, case, frame, seen, vector, options, close):
     picked, every = model.select(seen, vector, options), "6x6" if options.smooth else "27x27"
     for k, prob in enumerate(picked.probs):
         step = prob.shape[0] // int(every.split("x")[0])
-        close("probabilities", torch.stack([prob[::step, ::step]]) if case.num_frames == 1 else _others(case, every, k, frame, prob[::step, ::step]), f"select_probs_{every}.scale{k}")
+        close("probabilities", _batch(case, every, k, frame, prob[::step, ::step]), f"select_probs_{every}.scale{k}")
     assert len(picked.looks) == len(case.reports(frame)), "number of looks"
     total, same = [0] * len(picked.probs), [True] * len(picked.probs)
     for t, (look, reports) in enumerate(zip(picked.looks, case.reports(frame))):
@@ -162,7 +163,7 @@ def _closely(model, case, frame, seen, vector, options, close):
     return high
 
 
-def _others(case, every, scale, frame, ours):
+def _batch(case, every, scale, frame, ours):
     """The stored batch with our map in this frame's place."""
     maps = case.tensors[f"select_probs_{every}.scale{scale}"].clone()
     maps[frame] = ours

@@ -17,7 +17,7 @@ from ps3_sdk.export.reference.vila.config import LlmConfig, LookOptions
 from ps3_sdk.export.reference.vila.llm import Decoder, rotate
 from ps3_sdk.export.reference.vila.model import VilaHd
 from ps3_sdk.export.reference.vila.pixels import squash
-from ps3_sdk.export.reference.vila.projector import Projector, low_blocks, pooling_weights
+from ps3_sdk.export.reference.vila.projector import low_blocks, pooling_weights
 from ps3_sdk.export.reference.vila.sequence import assemble, prefill
 
 QUESTION = "Where does the exit lead to?"

@@ -3,7 +3,8 @@
 The public model selects patches one by one and then drops every block that is not complete: patches at the edge of what was
 selected are encoded for nothing. select_blocks spends the same budget on whole blocks. Where the cells of the probability map
 hold whole blocks (r = 2) it differs from patch by patch selection in the last, partly taken cell alone, where all patches are
-equally probable: a tie rule. Where blocks straddle cells (r = 3) a block counts as probable as its patches on average.
+equally probable: a tie rule. Where blocks straddle cells (r = 3) a block counts as probable as its patches on average, and other
+patches than the public model's are picked.
 """
 from __future__ import annotations
 

@@ -141,8 +141,8 @@ class VilaConfig:
         projector = _projector(folders["mm_projector"])
         for px, grid in zip(vision.scales_px[1:], vision.grids[1:]):
             if grid % PROJECTORS[projector]:
-                raise ExportError(f"[config] the {px} px scale has {grid} patches a side and {projector} makes tokens of {PROJECTORS[projector]} x {PROJECTORS[projector]}; "
-                                  "it must divide. Use the projector that came with this tower.")
+                raise ExportError(f"[config] the {px} px scale has {grid} patches a side and {projector} takes {PROJECTORS[projector]} of them for one token; "
+                                  "a multiple is needed. Use the projector that came with this tower.")
         _image_encoder(f)
         f.choice("image_aspect_ratio", "", ("resize",))
         if f.values.get("mm_vision_select_feature") != "cls_patch":

@@ -204,6 +204,8 @@ class VilaHd(nn.Module):
 
 def _not_needed(name: str, config: VilaConfig, checkpoint) -> dict[str, tuple[int, ...]]:
     """Keys that a part's folder may hold beyond the model's: of a full PS3 model the text side, of tied heads their copy."""
+    from ...weights import OPTIONAL
     if name == "llm":
         return {"lm_head.weight": (config.llm.vocab_size, config.llm.width)} if config.llm.tied else {}
-    return {key: checkpoint.shape(key) for key in checkpoint.keys() if key.startswith("text_model.") or key in ("logit_scale", "logit_bias")} if name == "vision_tower" else {}
+    text_side = lambda key: name == "vision_tower" and (key.startswith("text_model.") or key in OPTIONAL)
+    return {key: checkpoint.shape(key) for key in checkpoint.keys() if text_side(key)}
