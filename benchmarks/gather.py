@@ -93,7 +93,7 @@ def main() -> None:
     frame, ids = frames(2160, 3840), picks()
     out, threads = buffers(ids), options.threads
     low_ids, view_ids = np.arange(27 * 27, dtype=np.int32), np.arange(54 * 54, dtype=np.int32)
-    low_out, view_out = np.zeros((27 * 27, 588), np.float32), np.zeros((54 * 54, 3 * 28 * 28), np.float32)
+    low_out, view_out = np.full((27 * 27, 588), np.nan, np.float32), np.full((54 * 54, 3 * 28 * 28), np.nan, np.float32)
 
     def inputs():
         _core.gather(frame["RGB"], BASE_PX, 378, 14, low_ids, *HALF, threads, low_out)

@@ -71,7 +71,7 @@ def picks(seed: int = 0) -> dict[int, np.ndarray]:
 
 def buffers(ids: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
     """One output per scale, its pages already there, as a session keeps them."""
-    return {size: np.zeros((len(each), 3 * PATCH_PX ** 2), np.float32) for size, each in ids.items()}
+    return {size: np.full((len(each), 3 * PATCH_PX ** 2), np.nan, np.float32) for size, each in ids.items()}
 
 
 def gather_all(frame, ids: dict[int, np.ndarray], out: dict[int, np.ndarray], threads: int) -> None:

@@ -101,7 +101,7 @@ __global__ void all(float* out, const float* in, int n) {
   float taps[4];
   cubic_taps(phase_of(n, 3780, 1512).part, taps);
   const ColorWeights color = color_weights(ps3::ColorMatrix::kBT709, false);
-  const ChromaPart chroma = chroma_part(n, n, color);
+  const ChromaPart<int> chroma = chroma_part(n, n, color);
   out[0] = fixed_weight(weights[0]) + to_byte_range(n) + taps[0] + clip_color(luma_part(n, color) + chroma.red);
   out[1] = normalize_byte<true>(in[0], 0.5f, 0.5f, 2.0f) + normalize_byte<false>(in[0], 0.5f, 0.5f, 2.0f) + normalize_sample(in[0], 0.5f, 2.0f);
   out[2] = probability(cosine(products(in, in, n))) + dot(in, in, n) + nearest(n, 27, 54) + more_probable(in[0], in[1]);

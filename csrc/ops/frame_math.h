@@ -19,21 +19,32 @@ PS3_HD ColorWeights color_weights(ColorMatrix matrix, bool full_range) {
   return full_range ? ColorWeights{0, 65536, 103206, 12276, 30679, 121609} : ColorWeights{16, 76309, 117489, 13975, 34925, 138438};
 }
 
-PS3_HD std::uint8_t clip_color(std::int32_t sum) {
-  const std::int32_t value = sum >> 16;
-  return static_cast<std::uint8_t>(value < 0 ? 0 : (value > 255 ? 255 : value));
+// The templates take std::int32_t or a vector of it.
+
+template <class Int>
+PS3_HD Int clip_color(Int sum) {
+  Int value = sum >> 16;
+  value = value < 0 ? value - value : value;
+  return value > 255 ? value - value + 255 : value;
 }
 
-/// What chroma adds to each colour; shared by the pixels of one chroma sample.
+/// What the pixels of one chroma sample share, per colour: all of the sum but the pixel's own luma.
+template <class Int>
 struct ChromaPart {
-  std::int32_t red, green, blue;
+  Int red, green, blue;
 };
 
-PS3_HD ChromaPart chroma_part(int u, int v, const ColorWeights& w) {
-  return {w.red_v * (v - 128), -w.green_u * (u - 128) - w.green_v * (v - 128), w.blue_u * (u - 128)};
+template <class Int>
+PS3_HD ChromaPart<Int> chroma_part(Int u, Int v, const ColorWeights& w) {
+  const std::int32_t constant = 32768 - w.offset * w.luma;
+  return {v * w.red_v + (constant - 128 * w.red_v), (constant + 128 * (w.green_u + w.green_v)) - u * w.green_u - v * w.green_v,
+          u * w.blue_u + (constant - 128 * w.blue_u)};
 }
 
-PS3_HD std::int32_t luma_part(int y, const ColorWeights& w) { return (y - w.offset) * w.luma + 32768; }
+template <class Int>
+PS3_HD Int luma_part(Int y, const ColorWeights& w) {
+  return y * w.luma;
+}
 
 /// Byte offset of red, green or blue (channel 0, 1, 2) inside a packed pixel.
 PS3_HD int channel_byte(PixelFormat format, int channel) {

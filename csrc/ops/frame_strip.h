@@ -1,6 +1,8 @@
 // Sixteen rows of a frame, turned so that a lane is a row: strip[byte][16] for the bytes of pixels x0 .. x1 - 1.
 #pragma once
 
+#include <algorithm>
+
 #include "frame_math.h"
 #include "lanes.h"
 
@@ -49,55 +51,57 @@ PS3_LANES void turn(const std::uint8_t* const (&rows)[16], int count, bool reada
   turn_block<kLanes>(copied, 0, strip + 16 * at);
 }
 
-/// One row of kNV12 or kYUYV to three rows of bytes. x0 is even, count may be odd; writes count rounded up to even.
-PS3_LANES void convert_row(const std::uint8_t* __restrict y, const std::uint8_t* __restrict u, const std::uint8_t* __restrict v,
-                           int y_step, int uv_step, int count, const ColorWeights& w, std::uint8_t* __restrict red,
-                           std::uint8_t* __restrict green, std::uint8_t* __restrict blue) {
-  for (int i = 0; i < (count + 1) / 2; ++i) {
-    const ChromaPart chroma = chroma_part(u[i * uv_step], v[i * uv_step], w);
-    const std::int32_t left = luma_part(y[2 * i * y_step], w), right = luma_part(y[(2 * i + 1) * y_step], w);
-    red[2 * i] = clip_color(left + chroma.red);
-    red[2 * i + 1] = clip_color(right + chroma.red);
-    green[2 * i] = clip_color(left + chroma.green);
-    green[2 * i + 1] = clip_color(right + chroma.green);
-    blue[2 * i] = clip_color(left + chroma.blue);
-    blue[2 * i + 1] = clip_color(right + chroma.blue);
+/// Luma and chroma to colours, in turned form: `count` pixels, the first of even x. y of pixel i is entry i * y_step of luma, its
+/// chroma the entries i / 2 * uv_step and i / 2 * uv_step + v_offset of chroma. Colours: three planes of `pitch` entries.
+template <int kLanes>
+PS3_LANES void convert(const std::int32_t* luma, const std::int32_t* chroma, long y_step, long uv_step, long v_offset, int count,
+                       const ColorWeights& weights, long pitch, std::int32_t* colors) {
+  for (int i = 0; i < count; i += 2) {
+    for (int group = 0; group < 16; group += kLanes) {
+      const std::int32_t* const uv = chroma + 16 * (i / 2 * uv_step) + group;
+      const ChromaPart<Ints<kLanes>> part = chroma_part(load<Ints<kLanes>>(uv), load<Ints<kLanes>>(uv + 16 * v_offset), weights);
+      for (int k = i; k < i + 2; ++k) {  // an odd count writes one pixel more
+        const Ints<kLanes> light = luma_part(load<Ints<kLanes>>(luma + 16 * (k * y_step) + group), weights);
+        std::int32_t* const to = colors + 16 * k + group;
+        store(to, clip_color(light + part.red));
+        store(to + 16 * pitch, clip_color(light + part.green));
+        store(to + 32 * pitch, clip_color(light + part.blue));
+      }
+    }
   }
 }
 
-/// Rows y0 .. y0 + 15 (the last row again beyond y1) and pixels x0 .. x1 - 1. converted: 3 * 16 * source_pitch bytes.
+/// Room a strip of `count` pixels needs, in entries.
+inline long strip_entries(int count) { return 5L * (count + 2) + 2 * kStripSlack; }
+
+/// Rows y0 .. y0 + 15 (the last row again beyond y1) and pixels x0 .. x1 - 1.
 template <int kLanes>
-PS3_LANES StripLayout load_strip(const FrameView& frame, int y0, int y1, int x0, int x1, std::uint8_t* converted,
-                                 int source_pitch, std::int32_t* strip) {
-  const std::uint8_t* rows[16];
-  const Plane& plane = frame.plane[0];
-  const bool is_nv12 = frame.format == PixelFormat::kNV12;
-  if (!is_nv12 && frame.format != PixelFormat::kYUYV) {
+PS3_LANES StripLayout load_strip(const FrameView& frame, int y0, int y1, int x0, int x1, std::int32_t* strip) {
+  const bool is_nv12 = frame.format == PixelFormat::kNV12, is_yuyv = frame.format == PixelFormat::kYUYV;
+  const int first = is_nv12 || is_yuyv ? x0 & ~1 : x0, count = x1 - first;
+  const auto turn_plane = [&](const Plane& plane, int bytes_per_pixel, int rows_shared, int num_bytes, std::int32_t* to) __attribute__((always_inline)) {
+    const std::uint8_t* rows[16];
+    for (int r = 0; r < 16; ++r) rows[r] = plane.data + (std::min(y0 + r, y1 - 1) / rows_shared) * plane.stride_bytes + static_cast<long>(first) * bytes_per_pixel;
+    turn<kLanes>(rows, num_bytes, num_bytes + kStripSlack <= plane.data + plane.size_bytes - rows[15], to);
+  };
+  if (!is_nv12 && !is_yuyv) {
     const int step = pixel_bytes(frame.format);
-    for (int r = 0; r < 16; ++r) rows[r] = plane.data + (y0 + r < y1 ? y0 + r : y1 - 1) * plane.stride_bytes + static_cast<long>(x0) * step;
-    const std::uint8_t* const last = rows[y1 - y0 < 16 ? y1 - 1 - y0 : 15];
-    const bool readable = (x1 - x0) * step + kStripSlack <= plane.data + plane.size_bytes - last;
-    turn<kLanes>(rows, (x1 - x0) * step, readable, strip);
+    turn_plane(frame.plane[0], step, 1, count * step, strip);
     return {step, {channel_byte(frame.format, 0), channel_byte(frame.format, 1), channel_byte(frame.format, 2)}};
   }
   const ColorWeights weights = color_weights(frame.matrix, frame.full_range);
-  const int even = x0 & ~1, count = x1 - even;
-  const int num_rows = y1 - y0 < 16 ? y1 - y0 : 16;
-  for (int r = 0; r < num_rows; ++r) {
-    std::uint8_t* to = converted + r * source_pitch;
-    const std::uint8_t* y = plane.data + (y0 + r) * plane.stride_bytes + static_cast<long>(even) * (is_nv12 ? 1 : 2);
-    if (is_nv12) {
-      const std::uint8_t* uv = frame.plane[1].data + ((y0 + r) / 2) * frame.plane[1].stride_bytes + even;
-      convert_row(y, uv, uv + 1, 1, 2, count, weights, to, to + 16 * source_pitch, to + 32 * source_pitch);
-    } else {
-      convert_row(y, y + 1, y + 3, 2, 4, count, weights, to, to + 16 * source_pitch, to + 32 * source_pitch);
-    }
+  const int even = (count + 1) / 2 * 2;
+  std::int32_t* const raw = strip + 16 * 3L * even;
+  if (is_nv12) {
+    turn_plane(frame.plane[0], 1, 1, even, raw);
+    std::int32_t* const chroma = raw + 16L * (even + kStripSlack);
+    turn_plane(frame.plane[1], 1, 2, even, chroma);
+    convert<kLanes>(raw, chroma, 1, 2, 1, count, weights, even, strip);
+  } else {
+    turn_plane(frame.plane[0], 2, 1, 2 * even, raw);
+    convert<kLanes>(raw, raw + 16, 2, 4, 2, count, weights, even, strip);
   }
-  for (int c = 0; c < 3; ++c) {
-    for (int r = 0; r < 16; ++r) rows[r] = converted + (c * 16 + (r < num_rows ? r : num_rows - 1)) * source_pitch + (x0 - even);
-    turn<kLanes>(rows, x1 - x0, true, strip + 16 * c * (x1 - x0));
-  }
-  return {1, {0, x1 - x0, 2 * (x1 - x0)}};
+  return {1, {x0 - first, x0 - first + even, x0 - first + 2 * even}};
 }
 
 }  // namespace ps3::ops

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "isa.h"
+
 namespace ps3::ops {
 
 namespace {
@@ -29,20 +31,63 @@ ScaleAxis plan_scale(const Scale& scale, const std::vector<char>& needed) {
   return axis;
 }
 
+constexpr int kBlock = 16;  // base indices whose weights are worked out side by side
+
+/// The same as antialias_weights() and fixed_weight() for kBlock indices, in lanes.
+template <int kLanes>
+inline __attribute__((always_inline)) void block_weights_loop(const int* indices, int in_px, int base_px, int max_count, Window* windows,
+                                                              double* weights, std::int32_t* fixed) {
+  const double inverse = 1.0 / filter_scale(in_px, base_px);
+  double center[kBlock], sum[kBlock] = {};
+  for (int l = 0; l < kBlock; ++l) {
+    center[l] = base_center(indices[l], in_px, base_px);
+    windows[l] = antialias_window(center[l], in_px, base_px);
+  }
+  int first[kBlock], count[kBlock];
+  for (int l = 0; l < kBlock; ++l) {
+    first[l] = windows[l].first;
+    count[l] = windows[l].count;
+  }
+  for (int t = 0; t < max_count; ++t) {
+    double* const row = weights + t * kBlock;
+    for (int l = 0; l < kBlock; ++l) {
+      const double weight = antialias_weight(t, first[l], center[l], inverse);
+      row[l] = t < count[l] ? weight : 0.0;
+    }
+    for (int l = 0; l < kBlock; ++l) sum[l] += row[l];
+  }
+  for (int l = 0; l < kBlock; ++l) sum[l] = sum[l] != 0.0 ? sum[l] : 1.0;
+  for (int t = 0; t < max_count; ++t) {
+    for (int l = 0; l < kBlock; ++l) fixed[t * kBlock + l] = fixed_weight(weights[t * kBlock + l] / sum[l]);
+  }
+}
+
+PS3_FOR_EACH_ISA(block_weights,
+                 (const int* indices, int in_px, int base_px, int max_count, Window* windows, double* weights, std::int32_t* fixed),
+                 (indices, in_px, base_px, max_count, windows, weights, fixed), block_weights_loop)
+
 BaseAxis plan_base(int in_px, int base_px, const std::vector<char>& needed) {
   BaseAxis axis;
   axis.max_count = max_window(in_px, base_px);
-  axis.windows.resize(base_px);
+  axis.windows.resize(static_cast<std::size_t>(base_px));
   axis.weights.resize(static_cast<std::size_t>(base_px) * axis.max_count);
-  std::vector<double> weights(axis.max_count);
+  std::vector<double> weights(static_cast<std::size_t>(axis.max_count) * kBlock);
+  std::vector<std::int32_t> fixed(weights.size());
+  int indices[kBlock], filled = 0;
+  const auto flush = [&] {
+    for (int l = filled; l < kBlock; ++l) indices[l] = indices[0];
+    Window windows[kBlock];
+    block_weights(indices, in_px, base_px, axis.max_count, windows, weights.data(), fixed.data());
+    for (int l = 0; l < filled; ++l) {
+      axis.windows[indices[l]] = windows[l];
+      std::int32_t* const to = &axis.weights[static_cast<std::size_t>(indices[l]) * axis.max_count];
+      for (int t = 0; t < windows[l].count; ++t) to[t] = fixed[t * kBlock + l];
+    }
+    filled = 0;
+  };
   for (int i = 0; i < base_px; ++i) {
-    if (!needed[i]) continue;
-    const double center = base_center(i, in_px, base_px);
-    const Window window = antialias_window(center, in_px, base_px);
-    antialias_weights(center, in_px, base_px, window, weights.data());
-    axis.windows[i] = window;
-    std::int32_t* fixed = &axis.weights[static_cast<std::size_t>(i) * axis.max_count];
-    for (int t = 0; t < window.count; ++t) fixed[t] = fixed_weight(weights[t]);
+    if (needed[i]) indices[filled++] = i;
+    if (filled == kBlock || (filled > 0 && i == base_px - 1)) flush();
   }
   return axis;
 }

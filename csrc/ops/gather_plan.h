@@ -10,7 +10,7 @@
 
 namespace ps3::ops {
 
-constexpr int kTilePositions = 160;  // a tile samples about this many base columns and rows: its buffers stay in L2
+constexpr int kTilePositions = 240;  // a tile samples about this many base columns and rows: its buffers stay in L2
 constexpr int kMaxTileSide = 16;
 
 /// A rectangle of patches. Patch (i, j) is order[first[i] + j] of the call.

@@ -199,8 +199,7 @@ template <int kLanes>
 PS3_LANES void tile_loop(const GatherJob& job, const Tile& tile, GatherScratch& s) {
   const GatherPlan& plan = *job.plan;
   for (int y = s.y.source_first; y < s.y.source_end; y += 16) {
-    const StripLayout layout = load_strip<kLanes>(job.frame, y, s.y.source_end, s.x.source_first, s.x.source_end, s.converted,
-                                          s.source_pitch, s.strip);
+    const StripLayout layout = load_strip<kLanes>(job.frame, y, s.y.source_end, s.x.source_first, s.x.source_end, s.strip);
     columns_pass<kLanes>(plan, s.x, s.strip, layout, s.turned, s.pitch);
     for (int c = 0; c < 3; ++c) {
       turn_back<kLanes>(s.turned + 16 * c * s.pitch, s.x.num_positions, s.pitch,
@@ -230,13 +229,11 @@ void GatherScratch::allocate(const GatherJob& job) {
   const GatherPlan& plan = *job.plan;
   const auto round16 = [](int n) { return (n + 15) / 16 * 16; };
   pitch = round16(plan.max_positions) + 16;  // vectors may read and write up to 15 positions past the last
-  source_pitch = round16(plan.max_source_cols + 2);
   source_rows = round16(plan.max_source_rows);
-  const std::size_t strip_bytes = std::size_t{64} * (4 * static_cast<std::size_t>(plan.max_source_cols) + kStripSlack);
-  const std::size_t converted_bytes = std::size_t{3} * 16 * source_pitch + kStripSlack;
+  const std::size_t strip_bytes = std::size_t{64} * strip_entries(plan.max_source_cols);
   const std::size_t turned_bytes = std::size_t{3} * 4 * 16 * pitch;
   const std::size_t columns_bytes = std::size_t{3} * 4 * source_rows * pitch;
-  memory.assign(strip_bytes + converted_bytes + turned_bytes + columns_bytes + std::size_t{5} * 4 * pitch + 6 * 64, 0);
+  memory.assign(strip_bytes + turned_bytes + columns_bytes + std::size_t{5} * 4 * pitch + 6 * 64, 0);
   std::uint8_t* at = memory.data();
   const auto take = [&](std::size_t bytes) {
     at += (64 - reinterpret_cast<std::uintptr_t>(at) % 64) % 64;
@@ -245,7 +242,6 @@ void GatherScratch::allocate(const GatherJob& job) {
     return taken;
   };
   strip = reinterpret_cast<std::int32_t*>(take(strip_bytes));
-  converted = take(converted_bytes);
   turned = reinterpret_cast<std::int32_t*>(take(turned_bytes));
   columns = reinterpret_cast<std::int32_t*>(take(columns_bytes));
   ring = reinterpret_cast<float*>(take(std::size_t{4} * 4 * pitch));

@@ -18,12 +18,11 @@ struct GatherScratch {
   TileAxis x, y;
   std::vector<std::uint8_t> memory;
   std::int32_t* strip = nullptr;      // [source byte][16 rows]
-  std::uint8_t* converted = nullptr;  // [channel][16 rows][source_pitch], only for kNV12 and kYUYV
   std::int32_t* turned = nullptr;     // [3][position][16 rows]: result of the columns pass
   std::int32_t* columns = nullptr;    // [3][source row][pitch]: the same, turned back; bytes in 32 bits
   float* ring = nullptr;              // [4][pitch]: the last four rows of the base picture
   float* row = nullptr;               // [pitch]: one row after step 2 along y
-  int pitch = 0, source_pitch = 0, source_rows = 0;
+  int pitch = 0, source_rows = 0;
 
   /// May throw std::bad_alloc.
   void allocate(const GatherJob& job);

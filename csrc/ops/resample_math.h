@@ -8,10 +8,10 @@ namespace ps3::ops {
 /// Keys' cubic with a = -0.5; zero outside (-2, 2).
 PS3_HD double cubic_antialias(double x) {
   constexpr double a = -0.5;
-  if (x < 0.0) x = -x;
-  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
-  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
-  return 0.0;
+  x = x < 0.0 ? -x : x;
+  const double near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
+  const double far = (((x - 5) * x + 8) * x - 4) * a;
+  return x < 1.0 ? near : (x < 2.0 ? far : 0.0);
 }
 
 /// The input samples that one output sample is made of.
@@ -40,12 +40,17 @@ PS3_HD Window antialias_window(double center, int in_size, int out_size) {
   return {first, end - first};
 }
 
-/// weights[0 .. window.count): normalised to sum 1 in double, in Pillow's order of operations.
+/// Weight of sample first + t before normalisation, in Pillow's order of operations. inverse: 1 / filter_scale.
+PS3_HD double antialias_weight(int t, int first, double center, double inverse) {
+  return cubic_antialias((t + first - center + 0.5) * inverse);
+}
+
+/// weights[0 .. window.count): normalised to sum 1 in double.
 PS3_HD void antialias_weights(double center, int in_size, int out_size, Window window, double* weights) {
   const double inverse = 1.0 / filter_scale(in_size, out_size);
   double sum = 0.0;
   for (int t = 0; t < window.count; ++t) {
-    weights[t] = cubic_antialias((t + window.first - center + 0.5) * inverse);
+    weights[t] = antialias_weight(t, window.first, center, inverse);
     sum += weights[t];
   }
   if (sum != 0.0) {
