@@ -20,7 +20,8 @@ from .reference.stages import Stage, stages
 LIMIT = 1e-5            # fp32 against fp32; a larger error means a wrong network, not rounding
 LIMIT_INT8 = 0.1        # of the two stages that run the encoder; random weights give 0.02
 HIGH_PATCHES = 256      # patches of encode_high's comparison
-BATCH = 2               # every network is compared with a batch too, sizes 1 and 2 take different paths in a runtime
+BATCH = 2               # batches of 1 and 2 take different paths in a runtime, so two are compared ...
+LARGE_WIDTH = 512       # ... but not of models this wide, whose keys and values alone would be 0.4 GB on either side
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
@@ -70,6 +71,7 @@ class Comparison:
         self.model, self.networks, self.geometry, self.tables, self.progress = model, networks, geometry, tables, progress
         self.stages = stages(model)
         self.picture = sample_picture()
+        self.batch = 1 if geometry["width"] >= LARGE_WIDTH else BATCH
         self.frame = Frame.of(self.picture)
 
     def run(self) -> dict[str, tuple[float, str]]:
@@ -85,22 +87,22 @@ class Comparison:
         self.progress("check gather")
 
         (patches, position), high = wanted[0], [np.concatenate(part) for part in zip(*wanted[1:])]
-        two = lambda array: np.concatenate([array[None], array[None, ::-1]])     # a batch: the picture, and its patches reversed
-        low_in = {"patches": two(patches), "position": two(position), "keep": np.array([len(low_ids)]), **self._past(BATCH, 0)}
+        two = lambda array: np.concatenate([array[None], array[None, ::-1]])[:self.batch]     # the picture, and its patches reversed
+        low_in = {"patches": two(patches), "position": two(position), "keep": np.array([len(low_ids)]), **self._past(self.batch, 0)}
         error, low = self._network("encode", low_in)
         view = self._view(tensor)
-        score_in = {"features": low["features"], **({"view": np.repeat(view[None], BATCH, 0)} if view is not None else {})}
+        score_in = {"features": low["features"], **({"view": np.repeat(view[None], self.batch, 0)} if view is not None else {})}
         score_error, scored = self._network("score_features", score_in)
-        errors["encode_low"] = (max(error, score_error), f"the picture and its patches reversed, batch {BATCH}")
+        errors["encode_low"] = (max(error, score_error), f"the picture, batch {self.batch}")
 
         past = {f"past_{kind}_{i}": low[f"{kind}_{i}"] for i in range(g["depth"]) for kind in ("key", "value")}
         error, out = self._network("encode", {"patches": two(high[0]), "position": two(high[1]), "keep": np.array([0]), **past})
-        errors["encode_high"] = (error, f"{len(high[0])} patches of {len(picks)} scales, batch {BATCH}")
+        errors["encode_high"] = (error, f"{len(high[0])} patches of {len(picks)} scales, batch {self.batch}")
         error, _ = self._network("pool", {"tokens": out["tokens"]})
-        errors["decode"] = (error, f"pooling of {len(high[0])} tokens, batch {BATCH}")
+        errors["decode"] = (error, f"pooling of {len(high[0])} tokens, batch {self.batch}")
         if "encode_prompt" in self.networks:
-            error, text = self._network("encode_prompt", dict(zip(["ids"], [t.numpy() for t in self.stages["encode_prompt"].example({"batch": BATCH})])))
-            errors["encode_prompt"] = (error, f"random token ids, batch {BATCH}")
+            error, text = self._network("encode_prompt", dict(zip(["ids"], [t.numpy() for t in self.stages["encode_prompt"].example({"batch": self.batch})])))
+            errors["encode_prompt"] = (error, f"random token ids, batch {self.batch}")
         errors["score"] = (self._score(scored), "the prior prompt on the picture")
         self.progress("check score")
         return {stage: errors[stage] for stage in ("encode_low", "encode_prompt", "score", "gather", "encode_high", "decode") if stage in errors}
