@@ -111,6 +111,22 @@ def test_every_wrong_key_is_named(folder):
         assert line in str(error.value)
 
 
+def test_shards_of_mixed_precision(folder, frame):
+    path, whole = folder / "llm" / "model.safetensors", VilaHd.from_checkpoint(folder)
+    tensors, files = load_file(path), ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    path.unlink()
+    halves = [dict(sorted(tensors.items())[i::2]) for i in range(2)]
+    save_file(halves[0], path.parent / files[0])
+    save_file({key: tensor.float() for key, tensor in halves[1].items()}, path.parent / files[1])
+    listed = {key: file for half, file in zip(halves, files) for key in half}
+    (path.parent / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+    parts = [frame, QUESTION]
+    assert VilaHd.from_checkpoint(folder).generate(parts, max_new_tokens=4).ids == whole.generate(parts, max_new_tokens=4).ids
+    (path.parent / files[1]).unlink()
+    with pytest.raises(ExportError, match=f"lacks {files[1]}"):
+        VilaHd.from_checkpoint(folder)
+
+
 def test_a_stored_copy_of_a_tied_head_is_allowed(folder):
     path = folder / "llm" / "model.safetensors"
     tensors = load_file(path)
