@@ -1,6 +1,6 @@
 """gather beside the reference: one 3840x2160 RGB frame to the 2559 normalised patches of one look at three scales.
 
-    python benchmarks/gather.py --peer PYTHON_WITH_PS3_TORCH [--rounds 7] [--threads 2]
+    python benchmarks/gather.py --peer PYTHON_WITH_PS3_TORCH [--rounds 15] [--threads 2]
 
 The reference's way: its image processor to a 3780 x 3780 float tensor, F.interpolate to every scale, unfold, and the picked rows.
 Both get the same frame, the same ids and the same number of threads, and take turns; the patches are compared first. Also:
@@ -87,7 +87,7 @@ def largest_difference(folder, out):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="python of the environment that tests/conformance/install_peer.sh makes")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     frame, ids = frames(2160, 3840), picks()

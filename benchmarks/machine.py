@@ -14,7 +14,7 @@ HALF = ([0.5] * 3, [0.5] * 3)
 
 
 def machine() -> dict:
-    """CPU, cores this process may use, and versions."""
+    """CPU, cores this process may use, versions, and the load of the last minute: figures of a busy machine are not to be trusted."""
     cpu = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as lines:
@@ -22,7 +22,7 @@ def machine() -> dict:
     except (OSError, StopIteration):
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "python": platform.python_version(), "numpy": np.__version__, **_core.build_info()}
+    return {"cpu": cpu, "cores": cores, "load": round(os.getloadavg()[0], 2), "python": platform.python_version(), "numpy": np.__version__, **_core.build_info()}
 
 
 def measure_ms(call, repeat: int) -> list[float]:
