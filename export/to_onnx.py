@@ -6,6 +6,8 @@
 | score_features | features view                             | low_features view_features                | encode_low                 |
 | encode_prompt  | ids                                       | pooled prompt                             | encode_prompt              |
 | pool           | tokens                                    | pooled                                    | decode                     |
+| project        | blocks                                    | rows                                      | encode_low, encode_high    |
+| prompt_head    | hidden                                    | prompt                                    | encode_prompt              |
 
 Symbolic dimensions: batch, tokens, past (0 in encode_low, the low-res tokens in encode_high), kept (= the value of `keep`).
 Layer order, epsilons and the rows that matter: PS3, arXiv 2503.19903, NVlabs/PS3 @ f7e3fd4.
@@ -25,8 +27,11 @@ MLP_EPSILON = 1e-5       # the norm inside the two prompt-side MLPs
 END = 2 ** 31            # "to the end" of a slice
 
 
-def encode(source, vision, precision: str = "fp32") -> Graph:
-    """The trunk on any tokens: patches of any scale in, K/V of earlier tokens attended to but not recomputed."""
+def encode(source, vision, precision: str = "fp32", token_layer: int = -1) -> Graph:
+    """The trunk on any tokens: patches of any scale in, K/V of earlier tokens attended to but not recomputed.
+
+    token_layer: the block whose output is `tokens` (VILA-HD: -2); blocks behind it are left out unless selection reads them.
+    """
     g = Graph("encode", source, precision)
     trunk, width = vision.trunk, vision.trunk.width
     heads, head_width = trunk.num_heads, trunk.width // trunk.num_heads
@@ -35,16 +40,18 @@ def encode(source, vision, precision: str = "fp32") -> Graph:
     keep = g.input("keep", [1], "int64")
     x = g.op("Add", g.linear(patches, f"{TRUNK}.patch_embed.proj"), position)
     selected = []
-    for i in range(trunk.depth):
+    num_blocks = max(token_layer % trunk.depth, *vision.select_based_on_layer) + 1
+    for i in range(num_blocks):
         x = _block(g, x, f"{TRUNK}.blocks.{i}", i, heads, head_width, keep)
+        if i == token_layer % trunk.depth:
+            g.output("tokens", x, ["batch", "tokens", width])
         if i in vision.select_based_on_layer:
             selected.append((i, g.slice(x, g.constant([0]), keep, 1)))
-    g.output("tokens", x, ["batch", "tokens", width])
     features = dict(selected)
     concat = g.op("Concat", *[features[i] for i in vision.select_based_on_layer], axis=-1)
     g.output("features", concat, ["batch", "kept", width * len(vision.select_based_on_layer)])
     for kind in ("key", "value"):
-        for i in range(trunk.depth):
+        for i in range(num_blocks):
             g.output(f"{kind}_{i}", f"{kind}_{i}", ["batch", heads, "kept", head_width])
     return g
 
@@ -200,3 +207,26 @@ def _radio_adapter(g, x, vision) -> str:
         y = g.gelu(g.layer_norm(x, f"{key}.blocks.{i}.0", MLP_EPSILON))
         x = g.op("Add", x, g.linear(y, f"{key}.blocks.{i}.2"))
     return g.linear(g.gelu(g.layer_norm(x, f"{key}.final.0", MLP_EPSILON)), f"{key}.final.2")
+
+
+def project(source, config) -> Graph:
+    """VILA-HD's projector: blocks of r x r vision tokens -> rows of the language model, without their position."""
+    g, r, width, out = Graph("project", source), config.downsample, config.vision.width, config.llm.width
+    blocks = g.input("blocks", ["batch", "blocks", r * r * width])
+    x = g.gelu(g.linear(g.layer_norm(blocks, "layers.1", MLP_EPSILON), "layers.2"))
+    if r == 3:
+        x = g.gelu(g.linear(g.layer_norm(x, "layers.4", MLP_EPSILON), "layers.5"))
+    g.output("rows", g.linear(x, "layers.7" if r == 3 else "layers.4"), ["batch", "blocks", out])
+    return g
+
+
+def prompt_head(source, config) -> Graph:
+    """The language model's state behind a question -> the vector that score() compares places with."""
+    g, key = Graph("prompt_head", source), "top_down_prompt_head"
+    x = g.input("hidden", ["batch", config.llm.width])
+    if config.prompt_head == "mlp":
+        x = g.linear(g.layer_norm(g.gelu(g.linear(x, f"{key}.fc1")), f"{key}.norm", MLP_EPSILON), f"{key}.fc2")
+    else:
+        x = g.linear(x, key)
+    g.output("prompt", x, ["batch", config.vision.width])
+    return g

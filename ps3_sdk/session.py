@@ -156,7 +156,11 @@ class Session:
     def gather(self, frame: Frame, picks: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Cut picked patches of all scales out of the frame: patches (n, 3 * patch * patch), position rows (n, width)."""
         self._open()
-        patches = np.concatenate([self._patches(frame, px, self.patch_px, ids) for px, ids in picks.items()])
+        patches = np.empty((sum(map(len, picks.values())), 3 * self.patch_px ** 2), np.float32)
+        start = 0
+        for px, ids in picks.items():
+            self._patches(frame, px, self.patch_px, ids, patches[start:start + len(ids)])
+            start += len(ids)
         position = np.concatenate([self._position(px, ids) for px, ids in picks.items()])
         if self._large_tables:
             self.bundle.release(TABLES)
@@ -200,8 +204,8 @@ class Session:
         self._open()
         return self._networks[name].run(inputs, outputs)
 
-    def _patches(self, frame: Frame, size_px: int, patch_px: int, ids: np.ndarray) -> np.ndarray:
-        return _core.gather(frame.core, self.base_px, size_px, patch_px, ids, self.geometry["mean"], self.geometry["std"], self.threads)
+    def _patches(self, frame: Frame, size_px: int, patch_px: int, ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        return _core.gather(frame.core, self.base_px, size_px, patch_px, ids, self.geometry["mean"], self.geometry["std"], self.threads, out)
 
     def _position(self, size_px: int, ids: np.ndarray) -> np.ndarray:
         g = self.geometry["position_grid"]
