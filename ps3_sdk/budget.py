@@ -26,10 +26,12 @@ def plan(geometry: dict, tokens: int | None = None, looks: int | str | None = No
         tokens: high-res patches to look at, 0 for the low-res pass alone; a few less may be taken, since every scale's share
             is rounded down. Default: one look of the model's own size (2559 for the 4K models).
         looks: instead of tokens, how many full looks, or "all" for every patch of every scale.
-        scales: look only at the first `scales` high-res scales (those left out still get one patch a look, as in PS3).
+        scales: look only at the first `scales` high-res scales, which then share the budget of all.
     Raises:
         BudgetError: negative, both given, or not whole numbers.
-    Source: PS3 @ f7e3fd4, get_selection_maps and forward; zero looks and budgets too small for one patch are allowed here.
+    Source: PS3 @ f7e3fd4, get_selection_maps and forward; zero looks and budgets too small for one patch are allowed here. With
+        `scales` PS3 gives each scale left out one patch, and a token budget makes it fill up the last scale to a full look; its
+        exact counts are plan_looks(first_scales=) of the core.
     """
     if tokens is not None and looks is not None:
         raise BudgetError("[budget] tokens and looks are both given; they are two ways to say the same. Pass one of them.")
@@ -40,10 +42,14 @@ def plan(geometry: dict, tokens: int | None = None, looks: int | str | None = No
     if scales is not None and not 1 <= scales <= len(high):
         raise BudgetError(f"[budget] scales is {scales}; this model has {len(high)} high-res scales. Pass 1 to {len(high)}.")
     capacity = [(px // geometry["patch_px"]) ** 2 for px in high]
-    reachable = sum(capacity[:scales])
+    per_look = geometry["per_look"]
+    if scales is not None and sum(per_look[:scales]):
+        per_look = [count * sum(per_look) // sum(per_look[:scales]) for count in per_look[:scales]]
+        capacity = capacity[:scales]
+    reachable, left_out = sum(capacity), [0] * (len(high) - len(capacity))
     notes = []
     if tokens is not None and tokens > reachable:
         notes.append(f"{tokens} patches were asked for; the model has {reachable}, all of them are taken")
         tokens, looks = None, "all"
     arguments = dict(num_tokens=tokens) if tokens is not None else dict(all=True) if looks == "all" else dict(num_looks=1 if looks is None else looks)
-    return Budget(_core.plan_looks(capacity, geometry["per_look"], first_scales=scales, **arguments), tuple(notes))
+    return Budget([look + left_out for look in _core.plan_looks(capacity, per_look, **arguments)], tuple(notes))

@@ -103,6 +103,14 @@ def test_budget_above_all_patches_is_clamped_and_said_so(session):
     assert "1000000" in plan.notes[0]
 
 
+@pytest.mark.parametrize("arguments, wanted", [
+    (dict(tokens=100, scales=1), [[100, 0, 0]]), (dict(tokens=100, scales=2), [[19, 80, 0]]), (dict(looks=1, scales=1), [[2559, 0, 0]]),
+    (dict(tokens=3000, scales=1), [[2559, 0, 0], [357, 0, 0]]), (dict(looks=2, scales=3), [[85, 341, 2133]] * 2), (dict(tokens=1, scales=1), [[1, 0, 0]]),
+])
+def test_fewer_scales_share_the_budget(session, arguments, wanted):
+    assert session.budget(**arguments).looks == wanted
+
+
 @pytest.mark.parametrize("arguments, says", [
     (dict(tokens=-1), "tokens is -1"), (dict(tokens=1.5), "tokens is 1.5"), (dict(tokens=True), "tokens is True"),
     (dict(looks=-2), "looks is -2"), (dict(looks="many"), "looks is 'many'"), (dict(tokens=5, looks=1), "both given"), (dict(scales=4), "scales is 4"),
