@@ -26,7 +26,7 @@ $(VENV)/demo: $(VENV)/bin/python $(SOURCES)
 
 $(VENV)/test: $(VENV)/bin/python $(SOURCES)
 	@echo "Installing ps3_sdk with its test and export tools into $(VENV); PyTorch is the large one"
-	$(PIP) -c constraints.txt '.[dev,export]'
+	$(PIP) -c constraints.txt '.[dev,export,vlm]'
 	@touch $@ $(VENV)/demo
 
 .peer/ready: tests/conformance/install_peer.sh

@@ -80,9 +80,9 @@ def write(source, prepared: Prepared, output: str | Path, progress: Progress = l
         graphs.append(to_onnx.encode_prompt(source, config.text))
     with BundleWriter(output) as writer:
         for graph in graphs:
-            _write_network(writer, graph)
+            write_network(writer, graph)
             progress(f"wrote {graph.name}: {sum(weight.num_bytes for weight in graph.weights.values()) / 1e6:.1f} MB, {graph.precision}")
-        tables = _tables(source, config.vision)
+        tables = vision_tables(source, config.vision)
         layout = SafetensorsLayout({name: ("F32", shape) for name, (shape, _) in tables.items()})
         writer.add_tensors(TABLES, layout, lambda name: tables[name][1]())
         if prepared.tokenizer is not None:
@@ -119,14 +119,14 @@ class Draft:
         return views(memoryview(np.memmap(self.path, np.uint8, "r", self.offset(name), size)), f"[export] {name}")
 
 
-def _write_network(writer: BundleWriter, graph: Graph) -> None:
+def write_network(writer: BundleWriter, graph: Graph) -> None:
     weights_file, weights = f"{graph.name}.safetensors", graph.weights
     layout = SafetensorsLayout({name: (weight.dtype, weight.shape) for name, weight in weights.items()})
     writer.add_tensors(weights_file, layout, lambda name: weights[name].load())
     writer.add_bytes(f"{graph.name}.onnx", graph.to_onnx(weights_file, layout.offsets))
 
 
-def _tables(source, vision) -> dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
+def vision_tables(source, vision) -> dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
     """What ops need besides the networks: name in the manifest's contract -> shape and a function that reads it."""
     found = {}
 
@@ -147,28 +147,47 @@ def _tables(source, vision) -> dict[str, tuple[tuple[int, ...], Callable[[], np.
 
 
 def _manifest(source, prepared: Prepared, graphs: list[Graph]) -> dict:
-    config, vision, text = prepared.config, prepared.config.vision, prepared.config.text
-    view = vision.highres_selection_feature
+    config, text = prepared.config, prepared.config.text
     return {
         "format": "ps3-bundle", "format_version": 1, "kind": "encoder",
-        "model": {"name": prepared.name, "family": config.family, "source": source.source if source.revision or source.folder is None else f"folder {Path(source.source).resolve().name}", "revision": source.revision or "", "licence": prepared.licence,
+        "model": {"name": prepared.name, "family": config.family, "source": origin(source), "revision": source.revision or "", "licence": prepared.licence,
                   "weights": prepared.weights, "note": prepared.note},
-        "geometry": {
-            "patch_px": vision.trunk.patch_px, "scales_px": list(vision.scales_px), "width": vision.width, "depth": vision.trunk.depth,
-            "heads": vision.trunk.num_heads, "feature_width": vision.feature_width, "pooled_width": vision.pool_width,
-            "mean": list(prepared.mean), "std": list(prepared.std), "per_look": list(vision.per_look),
-            "view_px": vision.view_px if view else None, "view_patch_px": vision.view_patch_px if view else None, "view_width": vision.view_width if view else None,
-            "position": "crop" if vision.radio else "resample", "position_grid": vision.trunk.position_grid},
+        "geometry": geometry(config.vision, config.vision.trunk.depth, prepared.mean, prepared.std),
         "text": None if text is None else {"context_length": text.context_length, "vocabulary": text.vocab_size, "clean": prepared.clean,
                                            "pad_id": _pad_id(prepared.tokenizer, text.pad_id), "tokenizer": "tokenizer.json"},
         "contrast": _contrast(source),
-        "networks": {graph.name: {"runtime": "onnxruntime", "file": f"{graph.name}.onnx", "weights": f"{graph.name}.safetensors", "precision": graph.precision,
-                                  "inputs": [port.__dict__ | {"shape": list(port.shape)} for port in graph.inputs],
-                                  "outputs": [port.__dict__ | {"shape": list(port.shape)} for port in graph.outputs]} for graph in graphs},
+        "networks": {graph.name: network_entry(graph) for graph in graphs},
         "parity": {},
-        "tools": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("ps3_sdk", "torch", "onnx", "onnxruntime")}},
+        "tools": tools("torch", "onnx", "onnxruntime"),
         "members": {},
     }
+
+
+def geometry(vision, num_blocks: int, mean, std) -> dict:
+    """The manifest's geometry. num_blocks: blocks that the encode network has."""
+    view = vision.highres_selection_feature
+    return {
+        "patch_px": vision.trunk.patch_px, "scales_px": list(vision.scales_px), "width": vision.width, "depth": num_blocks,
+        "heads": vision.trunk.num_heads, "feature_width": vision.feature_width, "pooled_width": vision.pool_width,
+        "mean": list(mean), "std": list(std), "per_look": list(vision.per_look),
+        "view_px": vision.view_px if view else None, "view_patch_px": vision.view_patch_px if view else None, "view_width": vision.view_width if view else None,
+        "position": "crop" if vision.radio else "resample", "position_grid": vision.trunk.position_grid}
+
+
+def network_entry(graph) -> dict:
+    """A graph in the manifest's words; its members are <name>.onnx and <name>.safetensors."""
+    ports = lambda each: [{"name": port.name, "dtype": port.dtype, "shape": list(port.shape)} for port in each]
+    return {"runtime": "onnxruntime", "file": f"{graph.name}.onnx", "weights": f"{graph.name}.safetensors", "precision": graph.precision,
+            "inputs": ports(graph.inputs), "outputs": ports(graph.outputs)}
+
+
+def origin(source) -> str:
+    """Where weights come from, without the paths of the exporting machine."""
+    return source.source if source.revision or source.folder is None else f"folder {Path(source.source).resolve().name}"
+
+
+def tools(*packages: str) -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("ps3_sdk", *packages)}}
 
 
 def _pad_id(tokenizer: bytes, default: int) -> int:

@@ -19,11 +19,12 @@ from .errors import (BudgetError, BundleError, ClosedError, ExportError, InputEr
                      RuntimeMissingError)
 from .frame import Frame
 from .look import Encoding, Look
+from .sampling import Sampling
 from .session import Session
 
 __version__ = "0.1.0"
 __all__ = ["Answer", "BudgetError", "Bundle", "BundleError", "Choice", "ClosedError", "Encoding", "ExportError", "Frame", "InputError", "Look",
-           "Ps3Error", "Region", "RuntimeFailedError", "RuntimeMissingError", "Session", "Timing", "Timings", "cmake_dir"]
+           "Ps3Error", "Region", "RuntimeFailedError", "RuntimeMissingError", "Sampling", "Session", "Timing", "Timings", "cmake_dir"]
 
 
 def cmake_dir() -> str:

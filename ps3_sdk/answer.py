@@ -90,7 +90,7 @@ def _components(cells, cols) -> dict[int, list[int]]:
 class Answer:
     """One question about one frame, answered.
 
-    prompt: the text, "" for bottom-up | text: the best choice, None without choices | choices: best first |
+    prompt: the text, "" for bottom-up | text: the language model's answer, or the best choice, None without either | choices: best first |
     regions: best first | picked: {scale px: ascending int32 patch ids} | prob: (rows, cols) f32 in [0, 1], how much the prompt
     cares about each place | timing: ms per stage | frame_size: (h, w) pixels | notes: what the user should know.
     """
@@ -157,6 +157,8 @@ class Answer:
         lines = [f"prompt   {short(self.prompt, 100) or '(none: by saliency)'}"]
         if self.choices:
             lines.append("answer   " + ", ".join(choice_text(choice) for choice in self.choices[:3]))
+        elif self.text is not None:
+            lines.append(f"answer   {self.text}")
         lines.append("where    " + ("; ".join(place(region) for region in self.regions[:3]) or "low-res only"))
         lines.append(f"looked   {picked} of a {width}x{height} frame")
         lines.append(f"took     {self.timing.total_ms:.0f} ms" + (f" ({stages})" if stages else ""))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .atomic import replaced
-from .errors import InputError, Ps3Error
+from .errors import InputError, Ps3Error, RuntimeMissingError
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130      # argparse itself exits with 2
 
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     bundle_and_threads(ask)
     ask.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode (default: one look of the model)")
     ask.add_argument("--choices", nargs="+", metavar="TEXT", help="rank these answers")
+    ask.add_argument("--max-tokens", type=int, metavar="N", help="of the answer in words, for bundles with a language model")
     ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     ask.add_argument("--overlay", metavar="PICTURE", help="draw what was looked at on the frame, .jpg or .png")
 
@@ -72,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", required=True, metavar="PLAN")
     export.add_argument("--revision", help="hub revision")
     export.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="int8: a quarter of the size, faster on CPUs, less exact")
+    export.add_argument("--llm-precision", choices=("fp32", "fp16", "int4"), default="fp32", help="of a VILA-HD checkpoint's language model")
+    export.add_argument("--work-dir", metavar="FOLDER", help="of a VILA-HD export: what is finished here is used again after an interruption")
     export.add_argument("--tokenizer", metavar="JSON", help="tokenizer.json to use when the checkpoint has none")
 
     info = command("info", _info, "print a bundle's data sheet")
@@ -101,7 +104,7 @@ def _frame(options):
 
 def _ask(options) -> None:
     with _session(options) as session:
-        answer = session.ask(_frame(options), options.prompt, tokens=options.tokens, choices=options.choices)
+        answer = session.ask(_frame(options), options.prompt, tokens=options.tokens, choices=options.choices, max_tokens=options.max_tokens)
         if options.overlay:
             answer.save_overlay(options.overlay)
     print(answer.to_json() if options.json else answer)
@@ -138,13 +141,13 @@ def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _export(options) -> None:
+    progress = lambda line: print(line, file=sys.stderr, flush=True)
     try:
-        from .export.make_bundle import make_bundle
-    except ImportError as error:
-        from .errors import RuntimeMissingError
+        from .export.export_checkpoint import export_checkpoint
+        export_checkpoint(options.checkpoint, options.output, revision=options.revision, tokenizer=options.tokenizer, precision=options.precision,
+                          llm_precision=options.llm_precision, work_dir=options.work_dir, progress=progress)
+    except ModuleNotFoundError as error:
         raise RuntimeMissingError(f"[export] {error.name} is not installed, exporting needs it. pip install 'ps3_sdk[export]'") from error
-    make_bundle(options.checkpoint, options.output, revision=options.revision, tokenizer=options.tokenizer, precision=options.precision,
-                progress=lambda line: print(line, file=sys.stderr, flush=True))
     print(f"{options.output}: ready. ps3 info {options.output}")
 
 

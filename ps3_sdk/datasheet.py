@@ -39,7 +39,11 @@ def _geometry(g) -> str:
 
 
 def _text(manifest) -> str:
-    text, contrast = manifest["text"], manifest["contrast"]
+    text, contrast, language = manifest["text"], manifest["contrast"], manifest.get("language")
+    if language:
+        r = language["downsample"]
+        return (f"language model: {language['num_layers']} layers of width {language['width']}, {language['vocabulary']} tokens, context {language['context_length']} rows, "
+                f"{language['dtype']}; a row for each block of {r} x {r} patches")
     if text is None:
         return "prompts: as vectors, or none (no text tower)"
     ranked = f"choices ranked with scale {contrast['scale']:g}, bias {contrast['bias']:g}" if contrast else "no contrast of its own"

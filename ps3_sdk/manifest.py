@@ -54,6 +54,11 @@ def check_tables(manifest: dict, tables: dict[str, Tensor], where: str) -> None:
     if g["view_px"]:
         wanted["view_prompt_weight"] = (g["view_width"], g["width"])
         optional["view_prompt_bias"] = (g["view_width"],)
+    language = manifest.get("language")
+    if language:
+        width = language["width"]
+        wanted["token_embedding"] = (tables["token_embedding"].shape[0] if "token_embedding" in tables else 0, width)
+        optional |= {"row_position": ((g["scales_px"][0] // g["patch_px"]) ** 2, width), "row_scale": (len(g["scales_px"]), width)}
     for name, shape in wanted.items():
         if name not in tables:
             raise BundleError(f"{where}: {TABLES} lacks {name} {shape}. Export the bundle again.")
@@ -61,7 +66,7 @@ def check_tables(manifest: dict, tables: dict[str, Tensor], where: str) -> None:
         shape = wanted.get(name) or optional.get(name)
         if shape is None:
             raise BundleError(f"{where}: {TABLES} holds {name[:80]!r}; known are {', '.join([*wanted, *optional])}. Export the bundle again.")
-        halves = name.startswith("position_residual")
+        halves = name.startswith("position_residual") or name == "token_embedding"
         if tensor.shape != shape or tensor.dtype not in (("F32", "F16") if halves else ("F32",)):
             raise BundleError(f"{where}: {TABLES}: {name} is {tensor.dtype} {tensor.shape}; the geometry needs F32{' or F16' if halves else ''} "
                               f"{shape}. Export the bundle again.")
@@ -92,12 +97,20 @@ def _geometry(g: dict):
 
 def _parts(manifest: dict):
     """What is wrong between text, contrast, networks and members."""
-    networks, members, text = manifest["networks"], manifest["members"], manifest["text"]
+    networks, members, text, language = manifest["networks"], manifest["members"], manifest["text"], manifest.get("language")
+    if (manifest["kind"] == "vlm") != (language is not None):
+        yield f"kind is {manifest['kind']!r}; language is given for vlm and for nothing else"
+    if {name in networks for name in ("project", "decode")} != {language is not None} or "prompt_head" in networks and language is None:
+        yield "networks: project and decode belong to language, prompt_head may"
     if (text is None) != ("encode_prompt" not in networks):
         yield "text and networks.encode_prompt belong together; one is given without the other"
     if manifest["contrast"] is not None and (text is None or "pool" not in networks):
         yield "contrast needs text and networks.pool"
     files = {f"networks.{name}.{key}": entry[key] for name, entry in networks.items() for key in ("file", "weights") if entry[key] is not None}
+    if language is not None:
+        files["language.tokenizer"] = language["tokenizer"]
+        if text is not None or "pool" in networks:
+            yield "a vlm has no text tower; text and networks.pool belong to encoders"
     if text is not None:
         files["text.tokenizer"] = text["tokenizer"]
         if text["pad_id"] >= text["vocabulary"]:
@@ -125,6 +138,13 @@ def _ports(manifest: dict):
         "encode_prompt": ({"ids": text["context_length"] if text else 0}, {"pooled": pooled, "prompt": width}),
         "pool": ({"tokens": width}, {"pooled": pooled}),
     }
+    if manifest.get("language"):
+        spec = manifest["language"]
+        rows, kv = spec["width"], [f"{i}.{kind}" for i in range(spec["num_layers"]) for kind in ("key", "value")]
+        known["project"] = {"blocks": spec["downsample"] ** 2 * width}, {"rows": rows}
+        known["prompt_head"] = {"hidden": rows}, {"prompt": width}
+        known["decode"] = ({"inputs_embeds": rows, "attention_mask": None, **{f"past_key_values.{name}": spec["head_width"] for name in kv}},
+                           {"hidden_states": rows, "logits": None, **{f"present.{name}": spec["head_width"] for name in kv}})
     for name, entry in manifest["networks"].items():
         for side, sizes in zip(("inputs", "outputs"), known[name]):
             ports = {port["name"]: port["shape"] for port in entry[side]}
@@ -133,6 +153,6 @@ def _ports(manifest: dict):
                 yield f"networks.{name}.{side} differ from the {name} network of this geometry in {', '.join(differ[:4])}"
                 continue
             for port, shape in ports.items():
-                if not shape or isinstance(shape[-1], int) and shape[-1] != sizes[port]:
+                if not shape or None is not sizes[port] != shape[-1] and isinstance(shape[-1], int):
                     yield f"networks.{name}.{side}: {port} has shape {shape}; its last size is {sizes[port]}"
 

@@ -11,7 +11,7 @@ from .errors import BundleError
 KEYWORDS = {"$defs", "$ref", "type", "properties", "required", "additionalProperties", "items", "minItems", "maxItems", "enum", "minimum",
             "maximum", "pattern", "anyOf"}
 MAX_DEPTH = 16
-_TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
+_TYPES = {"boolean": bool, "object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
 _OUTSIDE_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"?|([\[{])|([\]}])', re.S)
 
 
@@ -60,7 +60,7 @@ def check(value, schema: dict, path: str, definitions: dict | None = None) -> No
     if "anyOf" in schema:
         return _check_any(value, schema["anyOf"], path, definitions)
     kind = schema.get("type")
-    if kind and (not isinstance(value, _TYPES[kind]) or isinstance(value, bool)):
+    if kind and (not isinstance(value, _TYPES[kind]) or isinstance(value, bool) != (kind == "boolean")):
         raise _wrong(f"{path} is {_short(value)}; a value of type {kind} is needed")
     if "enum" in schema and (isinstance(value, bool) or value not in schema["enum"]):
         raise _wrong(f"{path} is {_short(value)}; known are {', '.join(map(repr, schema['enum']))}")

@@ -51,6 +51,7 @@ class Session:
             self._large_tables = self.bundle.members[TABLES] > LARGE_BYTES
             self._networks = {name: self._load(name, entry["runtime"]) for name, entry in manifest["networks"].items()}
             self._tokenizer = PromptTokenizer(self.bundle) if manifest["text"] else None
+            self.language = self._open_language() if manifest.get("language") else None
         except BaseException:
             self.bundle.close()
             raise
@@ -61,7 +62,8 @@ class Session:
     # -- what users call ------------------------------------------------------------------------------------------
 
     def ask(self, frame, prompt: str = "", *, prompt_embedding=None, tokens: int | None = None, looks: int | str | None = None,
-            scales: int | None = None, choices: list[str] | None = None, format: str | None = None) -> Answer:
+            scales: int | None = None, choices: list[str] | None = None, max_tokens: int | None = None, sampling=None, cancel=None, on_text=None,
+            format: str | None = None) -> Answer:
         """Look at a frame and answer one question about it.
 
         Args:
@@ -71,14 +73,18 @@ class Session:
             tokens: high-res patches to encode; 0 is the low-res pass alone, more than there are is clamped and noted.
             looks: instead of tokens, how many full looks (default 1), or "all".
             scales: look only at the first high-res scales.
-            choices: texts to rank by contrast with what was seen.
+            choices: texts to rank by contrast with what was seen (encoder bundles).
+            max_tokens, sampling, cancel, on_text: of the answer's text (vision-language bundles): tokens at most; a
+                ps3_sdk.Sampling, default greedy; a threading.Event or function that stops it; a function that is given each
+                piece of text as soon as it is certain.
             format: pixel format of an array, e.g. "BGR" for OpenCV frames, "NV12" or "YUYV" for cameras.
         Returns:
             Answer: ranked regions in frame pixels, what was picked, milliseconds per stage, choices when given.
         Raises:
             InputError for a frame, prompt or budget that can't be used; ClosedError after close().
         """
-        return self.look(frame, format=format).ask(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales, choices=choices)
+        return self.look(frame, format=format).ask(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales, choices=choices,
+                                                   max_tokens=max_tokens, sampling=sampling, cancel=cancel, on_text=on_text)
 
     def encode(self, frame, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, format=None) -> Encoding:
         """PS3's own output: tokens, probability map, picked patches, feature maps. Arguments as in ask()."""
@@ -91,7 +97,8 @@ class Session:
         with timing.stage("encode_low"):
             tokens, kv, features = self.encode_low(frame)
             low_features, view_features = self._score_features(frame, features)
-        return Look(self, frame, tokens, kv, low_features, view_features, timing)
+            rows = self.language.low_rows(tokens) if self.language else None
+        return Look(self, frame, tokens, kv, low_features, view_features, timing, rows)
 
     def close(self) -> None:
         """Free networks and unmap the bundle. A second call does nothing."""
@@ -132,7 +139,7 @@ class Session:
             if not isinstance(text, str):
                 raise InputError(f"[encode_prompt] the prompt is {type(text).__name__}; it must be a str. Pass vectors as prompt_embedding=.")
             if not text.strip():
-                return Prompt("", np.asarray(self._tables["prior_prompt"]), None, ("empty prompt: patches are picked bottom-up, by saliency",))
+                return self.prior()
             with self._lock:
                 known = self._prompts.get(text)
             if known is None:
@@ -142,6 +149,10 @@ class Session:
                     while len(self._prompts) > PROMPTS_KEPT:
                         self._prompts.popitem(last=False)
             return known
+
+    def prior(self, text: str = "", note: str = "empty prompt: patches are picked bottom-up, by saliency") -> Prompt:
+        """The model's own prompt, for saliency."""
+        return Prompt(text, np.asarray(self._tables["prior_prompt"]), None, (note,))
 
     def score(self, look: Look, prompt: Prompt) -> np.ndarray:
         """(g, g) f32 in (0, 1): how much the prompt cares about each place of the frame."""
@@ -186,7 +197,10 @@ class Session:
             return sorted((Choice(text, cosine, prob(cosine)) for text, cosine in zip(choices, cosines)), key=lambda choice: -choice.similarity)
 
     def budget(self, tokens=None, looks=None, scales=None) -> budget.Budget:
-        """What a budget comes to, per look and high-res scale."""
+        """What a budget comes to, per look and high-res scale. Default: one look, or what a vision-language bundle says."""
+        if self.language and tokens is None and looks is None:
+            tokens, looks = self.language.spec["num_tokens"], self.language.spec["num_looks"]
+            looks = looks if tokens is None else None
         return budget.plan(self.geometry, tokens, looks, scales)
 
     # -- inside ---------------------------------------------------------------------------------------------------
@@ -195,6 +209,10 @@ class Session:
         if runtime not in RUNTIMES:
             raise BundleError(f"[session] {name} of {self.bundle.path} was built for the runtime {runtime!r}; this version runs {', '.join(RUNTIMES)}. Upgrade ps3_sdk.")
         return importlib.import_module(RUNTIMES[runtime]).load(self.bundle, name, self.threads)
+
+    def _open_language(self):
+        from .language import Language     # here, because encoder bundles never need it
+        return Language(self.bundle, self._networks, self._tables)
 
     def _open(self) -> None:
         if self._closed:

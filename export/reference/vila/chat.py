@@ -54,7 +54,7 @@ class Chat:
     """Token ids of questions about frames, and text of answers.
 
     image_id: the id that stands for a frame | newline_ids: what follows every frame's rows | stop_ids: what ends an answer |
-    size: ids that exist.
+    prompt_end_ids: what the template puts behind the user's text | size: ids that exist.
     """
 
     def __init__(self, folder: str | Path, template: str | None = None):
@@ -70,7 +70,7 @@ class Chat:
         self.size = self._tokenizer.get_vocab_size()
         self.image_id = self._tokenizer.token_to_id(IMAGE)
         self.newline_ids = self._encode("\n")
-        self._prompt_end = self._encode(self.template.prompt_end)
+        self.prompt_end_ids = self._encode(self.template.prompt_end)
         self.stop_ids = frozenset([self._id(end), self._end_of_answer()])
 
     def message(self, parts: Sequence[object]) -> str:
@@ -97,7 +97,7 @@ class Chat:
 
     def prompt_end(self, ids: Sequence[int]) -> int:
         """Index of the user turn's last token: the one before the first end of a turn; the last of all where there is none."""
-        end = self._prompt_end
+        end = self.prompt_end_ids
         starts = (i for i in range(len(ids) - len(end) + 1) if list(ids[i:i + len(end)]) == end)
         return next(starts, len(ids)) - 1
 

@@ -1,0 +1,156 @@
+"""VILA-HD as a robot runs it: an exported bundle in ONNX Runtime beside the stored answers of the public model, and used as a user would."""
+import threading
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs ps3_sdk[export]")
+pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
+import golden_vila
+from golden_vila import BOUND, CASES, Case
+
+import ps3_sdk
+from ps3_sdk.errors import InputError, RuntimeMissingError
+from ps3_sdk.export.check import relative_error
+from ps3_sdk.export.llm_builder import check_packages
+
+try:
+    check_packages()
+except RuntimeMissingError as error:
+    pytest.skip(str(error), allow_module_level=True)
+from ps3_sdk.export.make_vlm import make_vlm
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory):
+    """checkpoint folder -> session of its exported bundle"""
+    class Sessions(dict):
+        def __missing__(self, folder):
+            plan = tmp_path_factory.mktemp(folder.name) / "engine.plan"
+            make_vlm(str(folder), plan)
+            self[folder] = ps3_sdk.Session(plan)
+            return self[folder]
+    opened = Sessions()
+    yield opened
+    for session in opened.values():
+        session.close()
+
+
+@pytest.fixture
+def session(sessions):
+    return sessions[Case("p1_single_after_prompt").model]
+
+
+def closely(session, look, case, frame):
+    """Tokens of the patches that the public model picked, scale by scale, all looks together: picked ids and tokens."""
+    scales = session.geometry["scales_px"][1:]
+    found = {px: ([], []) for px in scales}
+    for t in range(len(case.reports(frame))):
+        picks = {px: case.step(t, k, frame).numpy().astype(np.int32) for k, px in enumerate(scales)}
+        high = session.encode_high(*session.gather(look.frame, picks), look.kv)
+        for px, part in zip(scales, np.split(high, np.cumsum([len(ids) for ids in picks.values()])[:-1])):
+            found[px][0].append(picks[px])
+            found[px][1].append(part)
+    ids = {px: np.concatenate(parts) for px, (parts, _) in found.items()}
+    order = {px: np.argsort(each, kind="stable") for px, each in ids.items()}
+    return {px: ids[px][order[px]] for px in scales}, np.concatenate([np.concatenate(found[px][1])[order[px]] for px in scales])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_case_through_the_bundle(sessions, name):
+    case = Case(name)
+    session, found, language = sessions[case.model], case.tensors, sessions[case.model].language
+    near = lambda ours, key: relative_error(np.asarray(ours), found[key].numpy()) <= BOUND
+    looks = [session.look(case.folder / f"image{i}.png") for i in range(case.num_frames)]
+    assert all(near(look.rows, f"low_res_projected.{i}") for i, look in enumerate(looks))
+
+    ids = language.ids(case.parts(looks))
+    assert ids == case.json["token_ids"]
+    vector, read = language.ask(ids, [((look, "low"), look.rows) for look in looks], None)
+    if case.json["effective"]["look_close_mode"] == "after_prompt":
+        assert language.prompt_end(ids) == case.json["prompt_end_position"]
+        assert near(read.state.hidden[None], "prompt_hidden_state") and near(vector[None], "top_down_prompt")
+    if not case.json["effective"]["smooth_selection_prob"]:
+        query = session.prior() if vector is None else ps3_sdk.prompt.Prompt("", vector, None)
+        maps = np.stack([session.score(look, query) for look in looks])
+        assert near(maps, "select_probs_27x27.scale0")
+
+    high = []
+    for i, look in enumerate(looks):
+        picked, tokens = closely(session, look, case, i)
+        rows = language.high_rows(tokens, picked)
+        high.append(rows if len(rows) else look.rows[:1])
+        assert near(high[-1], f"high_res_projected.{i}")
+    rows = language.assemble(ids, [[((look, "low"), look.rows), (object(), each)] for look, each in zip(looks, high)])
+    assert len(rows.names) == case.json["inputs_embeds_len"] and near(np.linalg.norm(rows.embeds, axis=1), "inputs_embeds_row_norms")
+    read = language.read(rows, read)
+    assert near(read.state.logits, "last_logits")
+    for token, stored, gap in zip(language.answer(read), case.json["greedy_ids"], case.json["greedy_top2_gaps"]):
+        if gap < 2 * BOUND * np.abs(read.state.logits).max():
+            break       # too close to call: either token is right
+        assert token.id == stored
+
+
+@pytest.mark.parametrize("name", ["p1_single_after_prompt", "p6_no_complete_block"])
+def test_ask_gives_the_stored_answer(sessions, name):
+    case = Case(name)
+    pieces, tokens = [], case.json["env"].get("NUM_TOKEN_LOOK_CLOSE")
+    answer = sessions[case.model].ask(case.folder / "image0.png", case.json["prompt_parts"][1], max_tokens=len(case.json["greedy_ids"]),
+                                      tokens=int(tokens) if tokens else None, on_text=pieces.append)
+    assert answer.text == case.json["response"].strip()
+    assert "".join(pieces).strip() == answer.text and "decode" in answer.timing.stages_ms
+
+
+def test_a_second_question_reads_neither_the_frame_nor_its_rows_again(session, photo, monkeypatch):
+    look = session.look(photo)
+    first = look.ask("What is written there?", max_tokens=4)
+    read, rows = [], session.language.decoder.prefill
+    monkeypatch.setattr(session.language.decoder, "prefill", lambda embeds, state=None: (read.append(len(embeds)), rows(embeds, state))[1])
+    monkeypatch.setattr(type(session), "encode_low", lambda *_: pytest.fail("the low-res pass ran again"))
+    second = look.ask("Where does it lead to?", max_tokens=4)
+    assert max(read[:1]) < 60, "the question alone is read before looking closely, not the 196 low-res rows"
+    monkeypatch.undo()
+    fresh = session.look(photo).ask("Where does it lead to?", max_tokens=4)
+    assert second.text == fresh.text and first.timing.stages_ms["encode_low"] == second.timing.stages_ms["encode_low"]
+    assert np.array_equal(second.prob, fresh.prob)
+
+
+def test_what_crashes_the_public_model_is_answered(session, photo):
+    assert session.ask(photo, "What is it?", tokens=0, max_tokens=3).picked[756].size == 0
+    assert session.ask(photo, "What is it?", tokens=1, max_tokens=3).text is not None
+    assert session.ask(photo, "", tokens=8, max_tokens=3).text is not None
+
+
+def test_cancel_max_tokens_and_sampling(session, photo):
+    look = session.look(photo)
+    stop = threading.Event()
+    stop.set()
+    cancelled = look.ask("What is it?", tokens=8, cancel=stop)
+    assert cancelled.text == "" and any("cancelled" in note for note in cancelled.notes)
+    assert any("max tokens" in note for note in look.ask("What is it?", tokens=8, max_tokens=2).notes)
+    drawn = [look.ask("What is it?", tokens=8, max_tokens=8, sampling=ps3_sdk.Sampling(temperature=2.0, seed=seed)).text for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_control_words_in_a_prompt_are_text_or_deleted(session, photo):
+    language = session.language
+    assert language.ids(["a", "<image>b"]) == language.ids(["a", "b"])
+    assert language.ids([object(), "x <ima<image>ge> y"]).count(language.spec["image_id"]) == 1
+    assert session.ask(photo, "what <image> is <vila/video> this?", tokens=8, max_tokens=2).text is not None
+
+
+def test_a_prompt_longer_than_the_context_is_refused(session, photo):
+    with pytest.raises(InputError, match="context"):
+        session.ask(photo, "word " * 40_000, tokens=8)
+
+
+def test_choices_need_a_text_tower(session, photo):
+    with pytest.raises(InputError, match="choices"):
+        session.ask(photo, "which?", choices=["a", "b"], tokens=8)
+
+
+def test_the_data_sheet_names_every_network(session):
+    text = ps3_sdk.bundle.describe(session.bundle)
+    for word in ("project", "prompt_head", "decode", "vlm"):
+        assert word in text
+    assert all(stage["max_relative_error"] <= 1e-5 for stage in session.bundle.manifest["parity"].values())
