@@ -100,6 +100,20 @@ class Session:
             rows = self.language.low_rows(tokens) if self.language else None
         return Look(self, frame, tokens, kv, low_features, view_features, timing, rows)
 
+    def encode_text(self, texts: str | list[str]) -> np.ndarray:
+        """Contrastive features of texts, to compare with those of frames or with each other: (n, pooled_width) f32, length 1.
+
+        Raises InputError: a bundle without a text tower, or anything but texts.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise InputError(f"[encode_prompt] texts is {texts!r}; a text or a list of texts is needed, none of them empty.")
+        return np.stack([unit(self.encode_prompt(text).pooled) if self._tokenizer else self._encode_text(text) for text in texts])
+
+    def encode_frame(self, frame, prompt: str = "", *, tokens=None, looks=None, scales=None, format=None) -> np.ndarray:
+        """The contrastive feature of what a prompt makes the model look at: (pooled_width,) f32, length 1. tokens=0: of the whole frame."""
+        return self.pool(self.encode(frame, prompt, tokens=tokens, looks=looks, scales=scales, format=format))
+
     def close(self) -> None:
         """Free networks and unmap the bundle. A second call does nothing."""
         if not self._closed:
@@ -183,17 +197,23 @@ class Session:
             return np.empty((0, self.geometry["width"]), np.float32)
         return self._run("encode", self._encode_inputs(patches, position, kv, 0), ["tokens"])["tokens"][0]
 
+    def pool(self, encoding: Encoding) -> np.ndarray:
+        """(pooled_width,) f32, length 1: attention pooling of an encoding's high-res tokens, of its low-res ones where there are none."""
+        if "pool" not in self._networks:
+            raise InputError(f"[decode] {self.bundle.path} is a vision-language bundle, which has no pooled feature. Export a PS3 encoder for that.")
+        seen = encoding.high_tokens if len(encoding.high_tokens) else encoding.tokens
+        return unit(self._run("pool", {"tokens": seen[None]}, ["pooled"])["pooled"][0])
+
     def rank(self, choices: list[str], encoding: Encoding, timing: Timing) -> list[Choice]:
-        """Choices by cosine between their text feature and the pooled feature of the high-res tokens (low-res without any)."""
-        if "pool" not in self._networks or self._tokenizer is None:
+        """Choices by cosine between their text feature and the pooled feature of what was seen."""
+        if self._tokenizer is None:
             raise InputError(f"[decode] {self.bundle.path} has no text tower, so choices cannot be compared. Export the full PS3 checkpoint, not its vision part.")
         texts = [self.encode_prompt(choice, None, timing).pooled for choice in choices]
         with timing.stage("decode"):
-            seen = encoding.high_tokens if len(encoding.high_tokens) else encoding.tokens
-            pooled = self._run("pool", {"tokens": seen[None]}, ["pooled"])["pooled"][0]
-            cosines = [float(text @ pooled / max(np.linalg.norm(text) * np.linalg.norm(pooled), 1e-12)) for text in texts]
+            pooled = self.pool(encoding)
             contrast = self.bundle.manifest["contrast"]     # SigLIP's temperature and bias, when the checkpoint has them
             prob = lambda cosine: None if contrast is None else float(1 / (1 + np.exp(-(contrast["scale"] * cosine + contrast["bias"]))))
+            cosines = [float(unit(text) @ pooled) for text in texts]
             return sorted((Choice(text, cosine, prob(cosine)) for text, cosine in zip(choices, cosines)), key=lambda choice: -choice.similarity)
 
     def budget(self, tokens=None, looks=None, scales=None) -> budget.Budget:
@@ -266,7 +286,16 @@ class Session:
         return vector
 
 
+def unit(vector: np.ndarray) -> np.ndarray:
+    """The vector at length 1."""
+    return vector / max(float(np.linalg.norm(vector)), 1e-12)
+
+
 def _notes(manifest: dict) -> tuple[str, ...]:
-    if manifest["model"]["weights"] == "random":
-        return ("this bundle's weights are random: what it picks and ranks means nothing",)
-    return ()
+    """What every answer of a bundle says about its weights."""
+    model, notes = manifest["model"], []
+    if model["weights"] == "random":
+        notes.append("this bundle's weights are random: what it picks and ranks means nothing")
+    elif "non-commercial" in (model["licence"] or ""):
+        notes.append(f"licence of the weights: {model['licence']}")
+    return tuple(notes)

@@ -80,6 +80,18 @@ def test_choices_are_ranked_by_similarity(session, photo):
     assert "decode" in answer.timing.stages_ms
 
 
+def test_texts_and_frames_are_embedded_for_comparison(session, photo):
+    texts = session.encode_text(["red", "green"])
+    frame = session.encode_frame(photo, "the boat", tokens=64)
+    assert texts.shape == (2, session.geometry["pooled_width"]) and np.allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-6)
+    choices = {choice.text: choice.similarity for choice in session.ask(photo, "the boat", tokens=64, choices=["red", "green"]).choices}
+    assert texts @ frame == pytest.approx([choices["red"], choices["green"]], abs=1e-6)
+    assert not np.allclose(frame, session.encode_frame(photo, "the boat", tokens=0))
+    for wrong in ([], [""], [7]):
+        with pytest.raises(errors.InputError, match="texts"):
+            session.encode_text(wrong)
+
+
 def test_empty_prompt_is_bottom_up(session, photo):
     answer = session.ask(photo, "  ", tokens=16)
     assert any("bottom-up" in note for note in answer.notes)
