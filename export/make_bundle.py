@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +193,6 @@ def tools(*packages: str) -> dict[str, str]:
 
 def _pad_id(tokenizer: bytes, default: int) -> int:
     """The id that pads a text: the tokenizer's own when its file says so. PS3's tower has no mask, so it matters."""
-    import json
     padding = json.loads(tokenizer).get("padding")
     return padding["pad_id"] if padding else default
 
@@ -206,20 +206,41 @@ def _contrast(source) -> dict | None:
 
 
 def _tokenizer(folder: Path, given: str | Path | None) -> bytes:
-    """tokenizer.json: the one given, the folder's own, or that of the tokenizer which tokenizer_config.json names."""
+    """tokenizer.json with its padding: the one given, the folder's own, or that of the tokenizer which tokenizer_config.json names.
+
+    PS3's text tower has no mask, so the id that pads a text matters. tokenizer.json often leaves it to the files beside it.
+    """
     from tokenizers import Tokenizer
     if given is None and (folder / "tokenizer.json").is_file():
         given = folder / "tokenizer.json"
     name = TokenizerConfig.read(folder).tokenizer_name
     try:
         if given is not None:
-            data = Path(given).read_bytes()
-            Tokenizer.from_str(data.decode())
-            return data
-        return Tokenizer.from_pretrained(name).to_str().encode()
-    except Exception as error:      # the library raises plain Exception
+            tokenizer, beside = Tokenizer.from_str(Path(given).read_text("utf-8")), lambda file: Path(given).parent / file
+        else:
+            from huggingface_hub import hf_hub_download
+            beside = lambda file: Path(hf_hub_download(name, file))
+            tokenizer = Tokenizer.from_str(beside("tokenizer.json").read_text("utf-8"))
+    except Exception as error:      # tokenizers and the hub raise a dozen classes
         where = given or f"the tokenizer {name!r} on the hub"
-        raise ExportError(f"[export] {where} cannot be read: {error}. Download tokenizer.json of {name!r} and pass --tokenizer FILE.") from error
+        raise ExportError(f"[export] {where} cannot be read: {error}. Download tokenizer.json of {name!r} and the files beside it, and pass --tokenizer FILE.") from error
+    pad = None if tokenizer.padding else _pad_token(beside)
+    if pad is not None and tokenizer.token_to_id(pad) is not None:
+        tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
+    return tokenizer.to_str().encode()
+
+
+def _pad_token(beside: Callable[[str], Path]) -> str | None:
+    """pad_token as special_tokens_map.json or tokenizer_config.json beside a tokenizer name it."""
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        try:
+            token = json.loads(beside(file).read_text("utf-8")).get("pad_token")
+        except Exception:           # not there, not JSON, or not to be had
+            continue
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            return token
+    return None
 
 
 def _licence(source: Checkpoint) -> str:

@@ -160,3 +160,19 @@ def test_a_tokenizer_that_is_not_there_says_what_to_pass(tmp_path):
     (tmp_path / "checkpoint" / "tokenizer.json").unlink()
     with pytest.raises(ExportError, match="--tokenizer"):
         make_bundle(str(tmp_path / "checkpoint"), tmp_path / "engine.plan")
+
+
+@pytest.mark.parametrize("files, wanted", [({}, 0), ({"special_tokens_map.json": '{"pad_token": "<end>"}'}, 1), ({"special_tokens_map.json": '{"pad_token": {"content": "<end>"}}'}, 1),
+                                           ({"special_tokens_map.json": "broken"}, 0)])
+def test_texts_are_padded_as_the_tokenizers_own_files_say(tmp_path, files, wanted):
+    """SigLIP's tokenizer pads with </s>, SigLIP2's with <pad>; neither says so in tokenizer.json."""
+    import json
+    folder = tiny_models.write(tmp_path / "checkpoint", tiny_models.config("siglip", "1.5k"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"padding": None}))
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    make_bundle(str(folder), tmp_path / "engine.plan")
+    with Session(tmp_path / "engine.plan") as session:
+        assert session.bundle.manifest["text"]["pad_id"] == wanted
+        assert session._tokenizer("a")[0][0, -1] == wanted
