@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import _core
+from . import _core, blocks
 from .answer import Answer, Timing, regions_from_map
 from .budget import Budget
 from .errors import InputError
@@ -68,15 +68,15 @@ class Look:
     rows: np.ndarray | None = None         # (low-res rows, language width) f32, what a language model sees of the frame
     _read: dict = field(default_factory=dict, repr=False)      # what the language model has read of this frame, kept for the next question
 
-    def ask(self, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, choices=None, max_tokens=None, sampling=None,
-            cancel=None, on_text=None) -> Answer:
+    def ask(self, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, choices=None, rule=None, max_tokens=None,
+            sampling=None, cancel=None, on_text=None) -> Answer:
         """Answer one question about this frame; arguments as in Session.ask. The low-res pass is not repeated."""
         timing, session = Timing(), self.session
         session._open()
         budget = session.budget(tokens, looks, scales)
         choices = self._checked(choices) if choices is not None else None
         ids, query, read = self._query(prompt, prompt_embedding, timing)
-        encoding = self._encode(query, budget, timing)
+        encoding = self._encode(query, budget, timing, rule)
         ranked, text, notes = session.rank(choices, encoding, timing) if choices is not None else [], None, ()
         if ranked:
             text = ranked[0].text
@@ -123,24 +123,25 @@ class Look:
         notes = generation.notes + ((f"the answer ended by {generation.stopped}",) if generation.stopped != "stop id" else ())
         return stream.text.strip(), notes
 
-    def encode(self, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None) -> Encoding:
+    def encode(self, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, rule=None) -> Encoding:
         """PS3's own output for this frame; arguments as in Session.ask."""
         timing = Timing()
         self.session._open()
         budget = self.session.budget(tokens, looks, scales)
         _, query, read = self._query(prompt, prompt_embedding, timing)
         self._read.setdefault("last", read)
-        return self._encode(query, budget, timing)
+        return self._encode(query, budget, timing, rule)
 
-    def _encode(self, query: Prompt, budget: Budget, timing: Timing) -> Encoding:
+    def _encode(self, query: Prompt, budget: Budget, timing: Timing, rule: str | None) -> Encoding:
         session, scales_px = self.session, self.session.geometry["scales_px"][1:]
+        r = self._block_side(rule)
         with timing.stage("score"):
             prob = session.score(self, query)
         taken = {px: np.zeros((px // session.patch_px) ** 2, np.uint8) for px in scales_px}
         found = {px: [] for px in scales_px}                    # per scale, per look: (ids, tokens)
-        for counts in budget.looks:
+        for counts in budget.looks if r == 1 else blocks.plan_blocks(budget.looks, list(map(len, taken.values())), r * r):
             with timing.stage("select"):
-                picks = {px: session.select(prob, px, count, taken[px]) for px, count in zip(scales_px, counts)}
+                picks = {px: session.select(prob, px, count, taken[px], r) for px, count in zip(scales_px, counts)}
             with timing.stage("gather"):
                 patches, position = session.gather(self.frame, picks)
             with timing.stage("encode_high"):
@@ -158,6 +159,16 @@ class Look:
             elif rounds:
                 parts.append(np.concatenate([part for _, part in rounds])[order])
         return Encoding(np.concatenate(parts), len(self.tokens), prob, picked, session.patch_px, self.timing + timing, budget.notes + query.notes)
+
+    def _block_side(self, rule: str | None) -> int:
+        """Side of the blocks to select by, 1 for single patches."""
+        session, language = self.session, self.session.language
+        if rule is not None and rule not in blocks.RULES:
+            raise InputError(f"[select] rule is {rule!r}; {' or '.join(blocks.RULES)} is needed.")
+        if language is None or rule == "patches":
+            return 1
+        grids = [px // session.patch_px for px in session.geometry["scales_px"]]
+        return language.r if rule == "blocks" or blocks.is_tie_rule(grids[1:], grids[0], language.r) else 1
 
     @staticmethod
     def _checked(choices) -> list[str]:

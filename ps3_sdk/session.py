@@ -11,6 +11,7 @@ import numpy as np
 
 from . import _core, budget
 from .answer import Answer, Choice, Timing
+from .blocks import select_blocks
 from .bundle import Bundle
 from .errors import BundleError, ClosedError, InputError
 from .frame import Frame
@@ -62,8 +63,8 @@ class Session:
     # -- what users call ------------------------------------------------------------------------------------------
 
     def ask(self, frame, prompt: str = "", *, prompt_embedding=None, tokens: int | None = None, looks: int | str | None = None,
-            scales: int | None = None, choices: list[str] | None = None, max_tokens: int | None = None, sampling=None, cancel=None, on_text=None,
-            format: str | None = None) -> Answer:
+            scales: int | None = None, choices: list[str] | None = None, rule: str | None = None, max_tokens: int | None = None, sampling=None, cancel=None,
+            on_text=None, format: str | None = None) -> Answer:
         """Look at a frame and answer one question about it.
 
         Args:
@@ -74,6 +75,8 @@ class Session:
             looks: instead of tokens, how many full looks (default 1), or "all".
             scales: look only at the first high-res scales.
             choices: texts to rank by contrast with what was seen (encoder bundles).
+            rule: "patches" selects one by one, as PS3 does; "blocks" only whole blocks that a language model reads. Default:
+                blocks where that is but a choice among equally probable patches, else patches. Encoder bundles know patches only.
             max_tokens, sampling, cancel, on_text: of the answer's text (vision-language bundles): tokens at most; a
                 ps3_sdk.Sampling, default greedy; a threading.Event or function that stops it; a function that is given each
                 piece of text as soon as it is certain.
@@ -83,7 +86,7 @@ class Session:
         Raises:
             InputError for a frame, prompt or budget that can't be used; ClosedError after close().
         """
-        return self.look(frame, format=format).ask(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales, choices=choices,
+        return self.look(frame, format=format).ask(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales, choices=choices, rule=rule,
                                                    max_tokens=max_tokens, sampling=sampling, cancel=cancel, on_text=on_text)
 
     def encode(self, frame, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, format=None) -> Encoding:
@@ -173,9 +176,11 @@ class Session:
         self._open()
         return _core.score(look.low_features, look.view_features, prompt.vector, self._tables.get("view_prompt_weight"), self._tables.get("view_prompt_bias"))
 
-    def select(self, prob: np.ndarray, scale_px: int, count: int, taken: np.ndarray) -> np.ndarray:
-        """The `count` best free patches of a scale as ascending int32 ids; ties go to the lower id; marks them taken."""
+    def select(self, prob: np.ndarray, scale_px: int, count: int, taken: np.ndarray, r: int = 1) -> np.ndarray:
+        """The `count` best free patches of a scale as ascending int32 ids; ties go to the lower id; marks them taken. r > 1: whole r x r blocks."""
         n = scale_px // self.patch_px
+        if r > 1:
+            return select_blocks(prob, n, count, taken, r)
         return _core.select(prob, n, n, count, taken)
 
     def gather(self, frame: Frame, picks: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

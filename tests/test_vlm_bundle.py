@@ -115,6 +115,25 @@ def test_a_second_question_reads_neither_the_frame_nor_its_rows_again(session, p
     assert np.array_equal(second.prob, fresh.prob)
 
 
+@pytest.mark.parametrize("name, r", [("p1_single_after_prompt", 2), ("p3_4k_num_token", 3)])
+def test_whole_blocks_waste_no_patch_and_are_those_of_the_reference(sessions, photo, name, r):
+    from ps3_sdk.export.reference.vila.blocks import complete_blocks, select_blocks as theirs
+    session = sessions[Case(name).model]
+    look = session.look(photo)
+    by = {rule: look.encode("Where is it?", tokens=700, rule=rule) for rule in ("patches", "blocks", None)}
+    rows = {rule: len(session.language.high_rows(encoding.high_tokens, encoding.picked)) for rule, encoding in by.items()}
+    num = {rule: sum(map(len, encoding.picked.values())) for rule, encoding in by.items()}
+    assert rows["blocks"] * r * r == num["blocks"] <= num["patches"] and rows["blocks"] >= rows["patches"]
+    assert rows[None] == rows["blocks" if r == 2 else "patches"], "the default is blocks only where that is a tie rule"
+    for px, ids in by["blocks"].picked.items():
+        n = px // 14
+        prob = torch.from_numpy(by["blocks"].prob_at(px).copy())
+        assert np.array_equal(ids, theirs(prob, len(ids), torch.zeros(n * n, dtype=torch.bool), r).numpy())
+        assert len(complete_blocks(torch.from_numpy(ids).long(), n, r)[0]) * r * r == len(ids)
+    with pytest.raises(InputError, match="rule is 'best'"):
+        look.ask("Where?", rule="best")
+
+
 def test_what_crashes_the_public_model_is_answered(session, photo):
     assert session.ask(photo, "What is it?", tokens=0, max_tokens=3).picked[756].size == 0
     assert session.ask(photo, "What is it?", tokens=1, max_tokens=3).text is not None

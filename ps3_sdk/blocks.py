@@ -1,0 +1,54 @@
+"""Selecting whole blocks of r x r patches, the language model's tokens, so that no patch is encoded for nothing.
+
+Patch by patch selection leaves blocks incomplete at the edge of what it took, and an incomplete block is never read. Where the
+cells of the probability map hold whole blocks this is a tie rule: other patches of the last, partly taken cell, all equally
+probable. Elsewhere (r = 3) a block counts as probable as its patches on average, and other patches than PS3's are picked.
+"""
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+
+RULES = ("patches", "blocks")
+
+
+def is_tie_rule(grids: Sequence[int], g: int, r: int) -> bool:
+    """Whether every cell of a g x g map holds whole r x r blocks of every high-res grid."""
+    return all(n % g == 0 and n // g % r == 0 for n in grids)
+
+
+def plan_blocks(looks: Sequence[Sequence[int]], capacity: Sequence[int], size: int) -> list[list[int]]:
+    """A plan in patches as one in whole blocks of `size` patches, never more patches a look.
+
+    What does not fill a block at one scale is offered to the next; what the last cannot fill is saved. Empty looks are dropped.
+    """
+    free, planned = [n // size for n in capacity], []
+    for wanted in looks:
+        look, spare = [], 0
+        for i, count in enumerate(wanted):
+            blocks = min((count + spare) // size, free[i])
+            spare += count - blocks * size
+            free[i] -= blocks
+            look.append(blocks * size)
+        planned.append(look)
+    return [look for look in planned if sum(look)]
+
+
+def select_blocks(prob: np.ndarray, n: int, count: int, taken: np.ndarray, r: int) -> np.ndarray:
+    """The count / r^2 most probable free blocks of an n x n grid.
+
+    Args:
+        prob: (g, g) f32, enlarged by nearest | taken: (n * n,) uint8, marked with what is picked.
+    Returns:
+        ascending int32 patch ids, `count` of them, fewer where fewer blocks are free. Ties: the lower block id wins.
+    """
+    index, m = np.arange(n) * len(prob) // n, n // r
+    blocks = lambda grid: grid.reshape(m, r, m, r).transpose(0, 2, 1, 3).reshape(m * m, r * r)
+    scores = blocks(prob[np.ix_(index, index)].astype(np.float64)).mean(axis=1)     # double: means of equal values stay equal
+    cells = blocks(np.arange(n * n, dtype=np.int32))
+    scores[blocks(taken.reshape(n, n)).any(axis=1)] = -1
+    best = np.argsort(-scores, kind="stable")[:count // (r * r)]
+    ids = np.sort(cells[best[scores[best] >= 0]].reshape(-1))
+    taken[ids] = 1
+    return ids
