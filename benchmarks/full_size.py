@@ -3,7 +3,7 @@
     python benchmarks/full_size.py --peer PYTHON_WITH_PS3_TORCH [--precision fp32 int8] [--rounds 3]
 
 Both run the same shapes with random weights and the same thread count: preprocessing, low-res pass, score, selection, gathering
-of 2559 patches, high-res pass. Peak memory is the kernel's ru_maxrss of each process, mapped weights included. Bundles of random
+of 2559 patches, high-res pass. Peak memory is the kernel's VmHWM of each process, mapped weights included. Bundles of random
 weights are exported first (up to 2.3 GB each in the temporary folder, removed at the end). The last line is one JSON object.
 """
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 SCALES_PX = [378, 756, 1512, 3780]
 
 OURS = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np, ps3_sdk
 plan, threads = sys.argv[1], int(sys.argv[2])
 frame = np.random.default_rng(0).integers(0, 256, (2160, 3840, 3), np.uint8)
@@ -32,11 +32,11 @@ prompt = np.random.default_rng(1).standard_normal(session.geometry["width"], np.
 start = time.perf_counter()
 encoding = session.encode(frame, prompt_embedding=prompt)
 print(json.dumps({"s": time.perf_counter() - start, "open_s": opened, "tokens": encoding.tokens.shape[0],
-                  "stages_ms": encoding.timing.stages_ms, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
+                  "stages_ms": encoding.timing.stages_ms, "peak_gb": peak_gb()}))
 """
 
 THEIRS = """
-import json, resource, sys, time, warnings
+import json, sys, time, warnings
 warnings.filterwarnings("ignore")
 import peer_torchvision
 import numpy as np, torch
@@ -57,12 +57,19 @@ with torch.inference_mode():
     pixels = processor(frame)["pixel_values"][0][None]
     output = model(pixels, num_look_close=1, prompt=prompt)
     seconds = time.perf_counter() - start
-print(json.dumps({"s": seconds, "tokens": output.last_hidden_state.shape[1], "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
+print(json.dumps({"s": seconds, "tokens": output.last_hidden_state.shape[1], "peak_gb": peak_gb()}))
+"""
+
+
+PEAK = """
+def peak_gb():      # not ru_maxrss, which starts at the parent's
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e6
 """
 
 
 def run(python: str, script: str, *arguments) -> dict:
-    result = subprocess.run([python, "-c", script, *map(str, arguments)], capture_output=True, text=True)
+    result = subprocess.run([python, "-c", PEAK + script, *map(str, arguments)], capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"{python} failed:\n{result.stderr[-2000:]}")
     return json.loads(result.stdout.strip().splitlines()[-1])
@@ -70,6 +77,7 @@ def run(python: str, script: str, *arguments) -> dict:
 
 def export_random(plan: Path, precision: str) -> None:
     """A SO400M 4K bundle with random weights."""
+    from ps3_sdk.bundle import Bundle
     from ps3_sdk.export.make_bundle import Prepared, write
     from ps3_sdk.export.random_checkpoint import RandomCheckpoint
     from ps3_sdk.export.reference.config import Ps3Config
@@ -78,7 +86,10 @@ def export_random(plan: Path, precision: str) -> None:
     start = time.perf_counter()
     write(RandomCheckpoint(config), Prepared(config, f"so400m-4k-random-{precision}", "none", (0.5,) * 3, (0.5,) * 3, weights="random"), plan,
           lambda line: print(f"  {time.perf_counter() - start:6.1f} s  {line}", file=sys.stderr, flush=True), precision)
-    print(f"exported {precision} with random weights in {time.perf_counter() - start:.0f} s, {plan.stat().st_size / 1e9:.2f} GB", flush=True)
+    seconds = time.perf_counter() - start
+    with Bundle.open(plan, verify=False) as bundle:
+        errors = {stage: f"{entry['max_relative_error']:.1e}" for stage, entry in bundle.manifest["parity"].items()}
+    print(f"exported {precision} with random weights in {seconds:.0f} s, {plan.stat().st_size / 1e9:.2f} GB, errors {errors}", flush=True)
 
 
 def main() -> None:
