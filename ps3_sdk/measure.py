@@ -50,7 +50,7 @@ def doctor() -> tuple[list[str], bool]:
     """Returns lines to print and whether `ps3 ask` works here."""
     core = _core.build_info()
     lines = [f"machine     {machine()}", "core        " + ", ".join(f"{key} {value}" for key, value in core.items())]
-    for package in ("ps3_sdk", "numpy", "pillow", "onnxruntime", "tokenizers"):
+    for package in ("ps3_sdk", "numpy", "pillow", "onnxruntime", "tokenizers", "ftfy"):
         lines.append(f"{package:<12}{_version(package) or 'MISSING: pip install ' + package}")
     for extra, packages in EXTRAS.items():
         missing = [package for package in packages if _version(package) is None]
