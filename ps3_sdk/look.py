@@ -172,6 +172,6 @@ class Look:
 
     @staticmethod
     def _checked(choices) -> list[str]:
-        if isinstance(choices, str) or not all(isinstance(choice, str) and choice.strip() for choice in choices) or not list(choices):
+        if not isinstance(choices, (list, tuple)) or not choices or not all(isinstance(choice, str) and choice.strip() for choice in choices):
             raise InputError(f"[decode] choices is {choices!r}; it must be a list of texts, at least one and none empty. Pass choices=[\"red\", \"green\"].")
         return list(choices)

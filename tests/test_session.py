@@ -166,7 +166,7 @@ def test_prompts_that_are_no_text_are_refused(session, photo, prompt):
         session.ask(photo, prompt)
 
 
-@pytest.mark.parametrize("choices", ["red", [], ["red", ""], [1]])
+@pytest.mark.parametrize("choices", ["red", [], ["red", ""], [1], 5])
 def test_bad_choices_are_refused(session, photo, choices):
     with pytest.raises(errors.InputError, match="choices"):
         session.ask(photo, "a boat", choices=choices, tokens=8)
