@@ -10,7 +10,6 @@ PHOTO = ROOT / "examples" / "frames" / "boats_4k.jpg"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--golden", default=None, help="folder with models/*/vision_tower as saved by VILA-HD, to be loaded by ours")
     parser.addoption("--peer", default=None, help="python of an environment with ps3-torch (default: .peer/bin/python when it exists)")
 
 

@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'ps3-sdk[export]'")
 import numpy as np
 import tiny_models
+from conftest import ROOT
 from safetensors.torch import save_file
 
 from ps3_sdk.errors import ExportError
@@ -192,14 +193,10 @@ def test_a_hub_snapshot_is_a_folder_with_a_commit(tmp_path, monkeypatch):
     assert (checkpoint.source, checkpoint.revision, checkpoint.folder) == ("nvidia/PS3-4K-SigLIP2", "0123abc", folder)
 
 
-def test_golden_vision_towers_fit(request):
+def test_golden_vision_towers_fit():
     """Vision towers that VILA itself saved: no key missing, unknown or misshapen."""
-    from pathlib import Path
-    given = request.config.getoption("--golden")
-    if given is None:
-        pytest.skip("no golden VILA-HD checkpoints; pass --golden FOLDER, which holds models/*/vision_tower")
-    towers = sorted(Path(given).glob("models/*/vision_tower"))
-    assert towers, f"{given} holds no models/*/vision_tower"
+    towers = sorted((ROOT / "tests" / "golden" / "vila_hd").glob("models/*/vision_tower"))
+    assert len(towers) == 3
     for tower in towers:
         model = Ps3Model.from_checkpoint(tower)
         assert model.text_model is None and set(model.state_dict()) == set(Checkpoint.open(tower).keys())
