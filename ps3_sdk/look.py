@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import _core, blocks
-from .answer import Answer, Timing, regions_from_map
+from .answer import Answer, Timing
+from .ask import ask_together, look_for
 from .budget import Budget
 from .errors import InputError
 from .frame import Frame
@@ -66,73 +67,23 @@ class Look:
     view_features: np.ndarray | None       # (view places, view_width) f32
     timing: Timing = field(repr=False)
     rows: np.ndarray | None = None         # (low-res rows, language width) f32, what a language model sees of the frame
-    _read: dict = field(default_factory=dict, repr=False)      # what the language model has read of this frame, kept for the next question
+    memory: dict = field(default_factory=dict, repr=False)     # "read": what the language model has read, kept for the next question
 
-    def ask(self, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, choices=None, rule=None, max_tokens=None,
-            sampling=None, cancel=None, on_text=None) -> Answer:
+    def ask(self, prompt: str = "", **options) -> Answer:
         """Answer one question about this frame; arguments as in Session.ask. The low-res pass is not repeated."""
-        timing, session = Timing(), self.session
-        session._open()
-        budget = session.budget(tokens, looks, scales)
-        choices = self._checked(choices) if choices is not None else None
-        ids, query, read = self._query(prompt, prompt_embedding, timing)
-        encoding = self._encode(query, budget, timing, rule)
-        ranked, text, notes = session.rank(choices, encoding, timing) if choices is not None else [], None, ()
-        if ranked:
-            text = ranked[0].text
-        elif ids is not None:
-            with timing.stage("decode"):
-                text, notes = self._words(ids, encoding, read, max_tokens, sampling, cancel, on_text)
-        return Answer(
-            prompt=query.text, text=text, choices=ranked,
-            regions=regions_from_map(encoding.prob, encoding.picked, (self.frame.height, self.frame.width), patch_px=encoding.patch_px),
-            picked=encoding.picked, prob=encoding.prob, timing=self.timing + timing, frame_size=(self.frame.height, self.frame.width),
-            notes=encoding.notes + notes + session.notes, patch_px=encoding.patch_px, frame=self.frame)
-
-    def _query(self, prompt: str, embedding, timing: Timing):
-        """Token ids (None without a language model), what to look for, and what the language model has read to know it."""
-        session, language = self.session, self.session.language
-        if language is None:
-            return None, session.encode_prompt(prompt, embedding, timing), None
-        if not isinstance(prompt, str):
-            raise InputError(f"[encode_prompt] the prompt is {type(prompt).__name__}; it must be a str.")
-        with timing.stage("encode_prompt"):
-            ids = language.ids([self, prompt])
-            if embedding is not None:
-                return ids, session.encode_prompt(prompt, embedding), self._read.get("last")
-            vector, read = language.ask(ids, [((self, "low"), self.rows)], self._read.get("last"))
-            query = Prompt(prompt, vector, None) if vector is not None else session.prior(prompt, "this model looks by saliency")
-        return ids, query, read
-
-    def _words(self, ids: list[int], encoding: Encoding, read, max_tokens, sampling, cancel, on_text) -> tuple[str, tuple[str, ...]]:
-        """The language model's answer. What it read is kept: the next question shares the system text and the low-res rows."""
-        language = self.session.language
-        high = language.high_rows(encoding.high_tokens, encoding.picked)
-        high = high if len(high) else self.rows[:1]             # the public model's stand-in where no block is complete
-        rows = language.assemble(ids, [[((self, "low"), self.rows), (object(), high)]])
-        read = language.read(rows, read)
-        self._read["last"] = read
-        stream, generation = language.stream(), language.answer(read, max_tokens=max_tokens, sampling=sampling, cancel=cancel)
-        for token in generation:
-            piece = stream.push(token.id)
-            if piece and on_text is not None:
-                on_text(piece)
-        piece = stream.finish()
-        if piece and on_text is not None:
-            on_text(piece)
-        notes = generation.notes + ((f"the answer ended by {generation.stopped}",) if generation.stopped != "stop id" else ())
-        return stream.text.strip(), notes
+        return ask_together([self], prompt, **options)[0]
 
     def encode(self, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, rule=None) -> Encoding:
         """PS3's own output for this frame; arguments as in Session.ask."""
         timing = Timing()
         self.session._open()
         budget = self.session.budget(tokens, looks, scales)
-        _, query, read = self._query(prompt, prompt_embedding, timing)
-        self._read.setdefault("last", read)
-        return self._encode(query, budget, timing, rule)
+        _, query, read = look_for([self], prompt, prompt_embedding, timing)
+        self.memory["read"] = read
+        return self.encode_for(query, budget, timing, rule)
 
-    def _encode(self, query: Prompt, budget: Budget, timing: Timing, rule: str | None) -> Encoding:
+    def encode_for(self, query: Prompt, budget: Budget, timing: Timing, rule: str | None) -> Encoding:
+        """Score, select, gather and encode_high for a prompt vector; see encode."""
         session, scales_px = self.session, self.session.geometry["scales_px"][1:]
         r = self._block_side(rule)
         with timing.stage("score"):
@@ -169,9 +120,3 @@ class Look:
             return 1
         grids = [px // session.patch_px for px in session.geometry["scales_px"]]
         return language.r if rule == "blocks" or blocks.is_tie_rule(grids[1:], grids[0], language.r) else 1
-
-    @staticmethod
-    def _checked(choices) -> list[str]:
-        if not isinstance(choices, (list, tuple)) or not choices or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-            raise InputError(f"[decode] choices is {choices!r}; it must be a list of texts, at least one and none empty. Pass choices=[\"red\", \"green\"].")
-        return list(choices)

@@ -11,6 +11,7 @@ import numpy as np
 
 from . import _core, budget
 from .answer import Answer, Choice, Timing
+from .ask import ask_together
 from .blocks import select_blocks
 from .bundle import Bundle
 from .errors import BundleError, ClosedError, InputError
@@ -88,6 +89,19 @@ class Session:
         """
         return self.look(frame, format=format).ask(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales, choices=choices, rule=rule,
                                                    max_tokens=max_tokens, sampling=sampling, cancel=cancel, on_text=on_text)
+
+    def ask_frames(self, frames: list, prompt: str = "", *, format: str | None = None, **options) -> list[Answer]:
+        """One question about several frames, answers in their order; options as in ask().
+
+        A vision-language bundle reads all frames in this order, then the prompt, and gives one text that every answer carries; an
+        encoder is asked about each frame by itself. Frames may be Looks of this session. Budgets are per frame.
+        """
+        if not isinstance(frames, (list, tuple)) or not frames:
+            raise InputError(f"[ask] frames is {type(frames).__name__}; a list of at least one frame is needed. For one frame use ask().")
+        seen = [frame if isinstance(frame, Look) else self.look(frame, format=format) for frame in frames]
+        if any(look.session is not self for look in seen):
+            raise InputError("[ask] a look was made by another session; its keys and values fit that model only. Pass the frame itself.")
+        return ask_together(seen, prompt, **options)
 
     def encode(self, frame, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, format=None) -> Encoding:
         """PS3's own output: tokens, probability map, picked patches, feature maps. Arguments as in ask()."""

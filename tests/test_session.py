@@ -80,6 +80,18 @@ def test_choices_are_ranked_by_similarity(session, photo):
     assert "decode" in answer.timing.stages_ms
 
 
+def test_several_frames_are_asked_each_by_itself(session, photo):
+    flipped = np.ascontiguousarray(photo[:, ::-1])
+    answers = session.ask_frames([photo, session.look(flipped)], "a boat", tokens=64)
+    assert np.array_equal(answers[0].prob, session.ask(photo, "a boat", tokens=64).prob)
+    assert np.array_equal(answers[1].prob, session.ask(flipped, "a boat", tokens=64).prob)
+    with ps3_sdk.Session() as other, pytest.raises(errors.InputError, match="another session"):
+        other.ask_frames([session.look(photo)], "a boat")
+    for wrong in ([], photo, None):
+        with pytest.raises(errors.InputError, match="frames is"):
+            session.ask_frames(wrong, "a boat")
+
+
 def test_texts_and_frames_are_embedded_for_comparison(session, photo):
     texts = session.encode_text(["red", "green"])
     frame = session.encode_frame(photo, "the boat", tokens=64)

@@ -101,6 +101,26 @@ def test_ask_gives_the_stored_answer(sessions, name):
     assert "".join(pieces).strip() == answer.text and "decode" in answer.timing.stages_ms
 
 
+def test_two_frames_give_one_answer_as_the_reference_does(sessions):
+    """The stored case has text between its frames; here both come first, so the reference itself is asked."""
+    from PIL import Image
+    from dataclasses import replace
+    case = Case("p2_two_images_carry")
+    session, model = sessions[case.model], golden_vila.load(case.name)
+    pictures = [case.folder / f"image{i}.png" for i in range(2)]
+    answers = session.ask_frames(pictures, "What is written on the small red sign?", looks=1, rule="patches", max_tokens=8)
+    theirs = model.generate([*map(Image.open, pictures), "What is written on the small red sign?"], replace(model.config.looks, num_looks=1, rule="patches"), max_new_tokens=8)
+    assert [answer.text for answer in answers] == [theirs.text] * 2
+    assert all(np.array_equal(np.concatenate(list(answer.picked.values())), torch.cat(high.ids).numpy()) for answer, high in zip(answers, theirs.high))
+
+
+def test_forty_frames_fit_or_are_refused(session):
+    frame = np.zeros((64, 64, 3), np.uint8)
+    with pytest.raises(InputError, match="context"):
+        session.ask_frames([frame] * 40, "How many?", tokens=0, max_tokens=1)
+    assert len(session.ask_frames([frame] * 5, "How many?", tokens=0, max_tokens=1)) == 5
+
+
 def test_a_second_question_reads_neither_the_frame_nor_its_rows_again(session, photo, monkeypatch):
     look = session.look(photo)
     first = look.ask("What is written there?", max_tokens=4)
