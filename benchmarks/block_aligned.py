@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from ps3_sdk.export.reference.selection import plan_looks, select
-from ps3_sdk.export.reference.vila.blocks import complete_blocks, plan_blocks, select_blocks
+from ps3_sdk.blocks import plan_blocks
+from ps3_sdk.export.reference.vila.blocks import complete_blocks, select_blocks
 from ps3_sdk.measure import machine
 
 GRIDS, PER_LOOK = (54, 108, 270), (85, 341, 2133)

@@ -2,7 +2,7 @@
 
 Networks are written directly in ONNX because three things the engines need cannot be said through a tracer: the
 attention operator each runtime is fastest with, keys and values that leave the graph only for the tokens asked for, and
-weights that go from the checkpoint to the bundle one tensor at a time (tracing SO400M holds 3.0 GB, this holds one matrix).
+weights that go from the checkpoint to the bundle one tensor at a time (a tracer holds the whole model).
 The arithmetic is held to the PyTorch reference by export/check.py, network by network.
 """
 from __future__ import annotations

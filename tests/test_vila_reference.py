@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from ps3_sdk.errors import BudgetError, InputError
 from ps3_sdk.export.reference.fields import Fields
 from ps3_sdk.export.reference.selection import select
-from ps3_sdk.export.reference.vila.blocks import cells_of, complete_blocks, plan_blocks, select_blocks
+from ps3_sdk.blocks import plan_blocks
+from ps3_sdk.export.reference.vila.blocks import cells_of, complete_blocks, select_blocks
 from ps3_sdk.export.reference.vila.config import LlmConfig, LookOptions
 from ps3_sdk.export.reference.vila.llm import Decoder, rotate
 from ps3_sdk.export.reference.vila.model import VilaHd

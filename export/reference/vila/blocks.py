@@ -8,8 +8,6 @@ patches than the public model's are picked.
 """
 from __future__ import annotations
 
-from typing import Sequence
-
 import torch
 from torch import Tensor
 
@@ -33,23 +31,6 @@ def complete_blocks(ids: Tensor, grid: int, r: int) -> tuple[Tensor, Tensor]:
     cells = place[cells_of(grid, r, ids.device)]
     blocks = torch.nonzero((cells >= 0).all(dim=1), as_tuple=True)[0]
     return blocks, cells[blocks]
-
-
-def plan_blocks(plan: Sequence[Sequence[int]], capacity: Sequence[int], size: int) -> list[list[int]]:
-    """A plan in patches (see plan_looks) as one in whole blocks of `size` patches, never more patches per look.
-
-    What does not fill a block at one scale is offered to the next; what the last scale cannot fill is saved. Empty looks are dropped.
-    """
-    free, looks = [n // size for n in capacity], []
-    for wanted in plan:
-        look, spare = [], 0
-        for i, count in enumerate(wanted):
-            blocks = min((count + spare) // size, free[i])
-            spare += count - blocks * size
-            free[i] -= blocks
-            look.append(blocks * size)
-        looks.append(look)
-    return [look for look in looks if sum(look)]
 
 
 def select_blocks(prob: Tensor, count: int, taken: Tensor, r: int) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ps3_sdk.blocks import plan_blocks
 from ps3_sdk.errors import InputError
 
 from ..config import Ps3Config
@@ -22,7 +23,7 @@ from ..geometry import grid_size
 from ..model import Ps3Model
 from ..scoring import spread
 from ..selection import Look, pick_looks, plan_looks
-from .blocks import complete_blocks, plan_blocks, select_blocks
+from .blocks import complete_blocks, select_blocks
 from .chat import Chat
 from .config import LookOptions, VilaConfig
 from .llm import Decoder
