@@ -11,6 +11,19 @@ from .reference.config import Ps3Config
 from .weights import expected_shapes
 
 
+def draw(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """The f32 values of one tensor; see RandomCheckpoint."""
+    values = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())])).standard_normal(shape, np.float32)
+    if name.endswith((".bias", "_bias")):
+        return 0.05 * values
+    if len(shape) == 1 and name != "vision_model.prior_prompt":
+        return 1 + 0.1 * values
+    if "pos_emb" in name or "embedding" in name or len(shape) < 2 or name.endswith("latent"):
+        return 0.5 * values
+    values *= np.float32(1 / math.sqrt(np.prod(shape[1:])))
+    return values
+
+
 class RandomCheckpoint:
     """Stands in for weights.Checkpoint: keys(), shape(), array(), tensor(), check().
 
@@ -29,15 +42,7 @@ class RandomCheckpoint:
         return self._shapes[name]
 
     def array(self, name: str) -> np.ndarray:
-        shape = self._shapes[name]
-        draw = np.random.Generator(np.random.PCG64([self._seed, zlib.crc32(name.encode())])).standard_normal(shape, np.float32)
-        if name.endswith((".bias", "_bias")):
-            return 0.05 * draw
-        if len(shape) == 1 and name != "vision_model.prior_prompt":
-            return 1 + 0.1 * draw
-        if "pos_emb" in name or "embedding" in name or len(shape) < 2 or name.endswith("latent"):
-            return 0.5 * draw
-        return draw * np.float32(1 / math.sqrt(np.prod(shape[1:])))
+        return draw(name, self._shapes[name], self._seed)
 
     def tensor(self, name: str) -> torch.Tensor:
         return torch.from_numpy(self.array(name))
