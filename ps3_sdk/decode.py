@@ -8,19 +8,23 @@
 
 The network is one that onnxruntime-genai's builder makes (export/llm.py), run by any adapter of runtimes/: inputs inputs_embeds,
 attention_mask and past_key_values.<layer>.key|value, outputs hidden_states, logits of the last row and present.<layer>.key|value.
+Where the adapter can bind a network to arrays, past and present are the same ones (the graph's GroupQueryAttention writes the new rows
+into them), and a token costs no copy of what was read before; else what comes out goes in again.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable, Iterable, Mapping
+from typing import Callable, Iterable
 
 import numpy as np
 
 from .errors import InputError, RuntimeFailedError
+from .kv_cache import KvCache
 from .sampling import Sampling
 from .text_stream import TextStream  # noqa: F401  (part of this module's words)
 
 CHUNK_ROWS = 512        # rows per run of a prefill: attention holds heads x rows x all rows floats at once
+SPARE_ROWS = 256        # of new arrays: room for that many tokens, or an eighth of what is read where that is more, before they are copied again
 STOPPED = ("stop id", "max tokens", "context length", "cancelled", "failed")
 _DTYPES = ("float32", "float16")
 
@@ -51,12 +55,22 @@ class State:
     """What the model has read. It never changes: any number of continuations may start from it.
 
     length: rows read | hidden: (width,) f32, the last row after the final norm | logits: (vocabulary,) f32 behind the last row;
-    both None before the first row | kv: past_key_values.<layer>.key|value -> (1, kv_heads, length, head_width), read-only.
+    both None before the first row and where only keys and values are known | cache: holds the keys and values, and maybe those of
+    later rows, which this state does not know of.
     """
     length: int
     hidden: np.ndarray | None
     logits: np.ndarray | None
-    kv: Mapping[str, np.ndarray] = field(repr=False)
+    cache: KvCache = field(repr=False)
+
+    @property
+    def kv(self) -> dict[str, np.ndarray]:
+        """past_key_values.<layer>.key|value -> (1, kv_heads, length, head_width), read-only views."""
+        return self.cache.view(self.length)
+
+    def upto(self, length: int) -> "State":
+        """What was known after the first rows, at least 0 and at most all. Nothing is copied."""
+        return self if length == self.length else State(length, None, None, self.cache)
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,7 @@ class Decoder:
         layers = [f"{i}.{kind}" for i in range(spec.num_layers) for kind in ("key", "value")]
         self._past, self._present = [f"past_key_values.{name}" for name in layers], [f"present.{name}" for name in layers]
         none = np.empty((1, spec.kv_heads, 0, spec.head_width), spec.dtype)
-        self.empty = State(0, None, None, dict.fromkeys(self._past, none))
+        self.empty = State(0, None, None, KvCache(dict.fromkeys(self._past, none), 0))
 
     def prefill(self, embeds: np.ndarray, state: State | None = None) -> State:
         """Read rows behind those of `state` (default: none).
@@ -112,7 +126,7 @@ class Decoder:
         state = self.empty if state is None else state
         rows = self._checked(embeds, state.length)
         for start in range(0, len(rows), self.chunk_rows):
-            state = self._run(rows[start:start + self.chunk_rows], state)
+            state = self._run(rows[start:start + self.chunk_rows], state, state.length + len(rows) - start)
         return state
 
     def generate(self, state: State, embed: Callable[[np.ndarray], np.ndarray], *, stop_ids: Iterable[int], max_tokens: int,
@@ -157,18 +171,33 @@ class Decoder:
             raise InputError(f"[decode] the rows reach {np.abs(embeds).max():.3g}, beyond float16, in which this network computes. Use an fp32 bundle.")
         return rows
 
-    def _run(self, rows: np.ndarray, state: State) -> State:
+    def _run(self, rows: np.ndarray, state: State, end: int) -> State:
+        """Read one chunk. end: rows there will be after the whole prefill, for which room is made at once."""
         length = state.length + len(rows)
-        inputs = {"inputs_embeds": rows[None], "attention_mask": np.ones((1, length), np.int64), **state.kv}
-        out = self.network.run(inputs, ["hidden_states", "logits", *self._present])
-        for array in out.values():
-            array.flags.writeable = False
+        inputs = {"inputs_embeds": rows[None], "attention_mask": np.ones((1, length), np.int64)}
+        if hasattr(self.network, "bound"):
+            cache = state.cache if state.cache.claim(state.length, length) else self._room(state, length, end)
+            out = cache.network.run(inputs, ["hidden_states", "logits"])
+        else:
+            out = self.network.run(inputs | state.kv, ["hidden_states", "logits", *self._present])
+            cache = KvCache({past: out[present] for past, present in zip(self._past, self._present)}, length)
         # copies, so that a state does not keep the hidden states of a whole chunk
         hidden, logits = out["hidden_states"][0, -1].astype(np.float32), out["logits"][0, -1, :self.spec.vocabulary].astype(np.float32)
+        hidden.flags.writeable = logits.flags.writeable = False
         if not np.isfinite(logits.max()):
             raise RuntimeFailedError(f"[decode] the logits behind row {length} hold NaN or infinite values. "
                                      + ("Values went beyond float16: use an fp32 bundle." if self.spec.dtype == "float16" else "Export the bundle again."))
-        return State(length, hidden, logits, {past: out[present] for past, present in zip(self._past, self._present)})
+        return State(length, hidden, logits, cache)
+
+    def _room(self, state: State, length: int, end: int) -> KvCache:
+        """New arrays that begin with the state's rows, up to `length` claimed. Their spare room takes no memory before it is written."""
+        spec = self.spec
+        capacity = min(end + max(SPARE_ROWS, end // 8), max(spec.context_length, end))
+        arrays = {name: np.empty((1, spec.kv_heads, capacity, spec.head_width), spec.dtype) for name in self._past}
+        for name, known in state.kv.items():
+            arrays[name][:, :, :state.length] = known
+        both = arrays | {present: arrays[past] for past, present in zip(self._past, self._present)}
+        return KvCache(arrays, length, self.network.bound(both))
 
 
 class Generation:

@@ -42,9 +42,7 @@ class Read:
         num = min(num, len(rows.names) - 1)
         if not num:
             return empty
-        if num == self.state.length:
-            return self.state
-        return State(num, None, None, {key: np.ascontiguousarray(value[:, :, :num]) for key, value in self.state.kv.items()})
+        return self.state.upto(num)
 
 
 class Language:

@@ -17,3 +17,14 @@ class Network(Protocol):
 
         Safe to call from several threads at once. What comes out may be passed in again without a copy.
         """
+
+
+class Bindable(Network, Protocol):
+    """What an adapter may offer beside. Who uses it asks with hasattr, and does without otherwise."""
+
+    def bound(self, arrays: Mapping[str, np.ndarray]) -> Network:
+        """The same network with these inputs and outputs, by name, always in these arrays, which are kept alive.
+
+        Its run takes the other inputs and gives other outputs; what is written into the arrays is there when it returns. One array
+        may stand for an input and an output, where the network's operators allow that. One run at a time.
+        """

@@ -71,5 +71,41 @@ class OrtNetwork:
         try:
             return dict(zip(outputs, self._session.run(list(outputs), dict(inputs), self._run_options)))
         except Exception as error:
-            raise RuntimeFailedError(f"[ort] {self._name} failed: {_first_line(error)}. "
-                                     f"It was given {', '.join(f'{k} {v.shape}' for k, v in list(inputs.items())[:4])}.") from error
+            raise _failed(self._name, inputs, error) from error
+
+    def bound(self, arrays: Mapping[str, np.ndarray]) -> "BoundOrtNetwork":
+        return BoundOrtNetwork(self._session, self._name, self._run_options, arrays)
+
+
+class BoundOrtNetwork:
+    """A network with some inputs and outputs in contiguous arrays of the caller's; see base.Bindable."""
+
+    def __init__(self, session, name: str, run_options, arrays: Mapping[str, np.ndarray]):
+        from onnxruntime import OrtValue
+        self._session, self._name, self._run_options = session, name, run_options
+        self._arrays, self._binding, self._outputs = dict(arrays), session.io_binding(), []
+        values = {id(array): OrtValue.ortvalue_from_numpy(array) for array in arrays.values()}       # on the CPU: the array itself
+        inputs = {value.name for value in session.get_inputs()}
+        for key, array in arrays.items():
+            if key in inputs:
+                self._binding.bind_ortvalue_input(key, values[id(array)])
+            else:
+                self._binding.bind_ortvalue_output(key, values[id(array)])
+                self._outputs.append(key)
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        try:
+            for key, array in inputs.items():
+                self._binding.bind_cpu_input(key, array)
+            for key in outputs:
+                self._binding.bind_output(key)      # each time anew: its size may be another
+            self._outputs += [key for key in outputs if key not in self._outputs]
+            self._session.run_with_iobinding(self._binding, self._run_options)
+            found = self._binding.get_outputs_as_ortvaluevector()       # in the order of binding
+            return {key: found[self._outputs.index(key)].numpy() for key in outputs}
+        except Exception as error:
+            raise _failed(self._name, inputs, error) from error
+
+
+def _failed(name: str, inputs: Mapping[str, np.ndarray], error: Exception) -> RuntimeFailedError:
+    return RuntimeFailedError(f"[ort] {name} failed: {_first_line(error)}. It was given {', '.join(f'{key} {array.shape}' for key, array in list(inputs.items())[:4])}.")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tiny_llm
 
+from ps3_sdk import decode
 from ps3_sdk.decode import STOPPED, Decoder, DecoderSpec, TextStream, TokenEmbedding
 from ps3_sdk.errors import InputError, RuntimeFailedError
 from ps3_sdk.sampling import Sampling
@@ -14,7 +15,15 @@ WEIGHTS = tiny_llm.tensors(CONFIG)
 SPEC = DecoderSpec(width=64, num_layers=2, kv_heads=2, head_width=16, vocabulary=tiny_llm.VOCABULARY, context_length=96)
 EMBED = TokenEmbedding(WEIGHTS["model.embed_tokens.weight"][:SPEC.vocabulary])
 PROMPT = EMBED(np.arange(40, 60))
-NETWORKS = {"numpy": lambda: tiny_llm.NumpyNetwork(CONFIG, WEIGHTS), "onnxruntime": lambda: tiny_llm.OrtNetwork(str(tiny_llm.ONNX))}
+NETWORKS = {"numpy": lambda: tiny_llm.NumpyNetwork(CONFIG, WEIGHTS), "onnxruntime": lambda: tiny_llm.OrtNetwork(str(tiny_llm.ONNX)),
+            "in place": lambda: in_place(tiny_llm.ONNX)}
+
+
+def in_place(path):
+    """As sessions run it: keys and values grow in the arrays they lie in."""
+    import onnxruntime
+    from ps3_sdk.runtimes.ort import OrtNetwork
+    return OrtNetwork(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]), "decode", onnxruntime.RunOptions())
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +126,75 @@ def test_the_conversation_goes_on_behind_the_answer(decoder, asked):
 
 def test_no_rows_give_the_state_back(decoder, asked):
     assert decoder.prefill(PROMPT[:0], asked) is asked
+
+
+# -- keys and values in place -----------------------------------------------------------------------------------------
+
+@pytest.fixture
+def pair():
+    """The same network with keys and values copied, and in place."""
+    return Decoder(NETWORKS["onnxruntime"](), SPEC), Decoder(NETWORKS["in place"](), SPEC)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 512])
+def test_in_place_is_equal_to_the_bit(pair, chunk_rows, monkeypatch):
+    monkeypatch.setattr(decode, "SPARE_ROWS", 3)        # the arrays are outgrown again and again
+    found = []
+    for decoder in pair:
+        decoder.chunk_rows = chunk_rows
+        prefix = decoder.prefill(PROMPT[:12])
+        states = [prefix, decoder.prefill(PROMPT[12:], prefix), decoder.prefill(EMBED([7, 8]), prefix)]
+        for _ in range(2):      # each state twice: the first continues in place, the second beside it
+            for state in list(states[:3]):
+                ids, generation = answer(decoder, state)
+                states.append(generation.state)
+        found.append(states)
+    for copied, own in zip(*found):
+        assert copied.length == own.length and (copied.logits == own.logits).all() and (copied.hidden == own.hidden).all()
+        assert all((copied.kv[name] == own.kv[name]).all() for name in copied.kv)
+
+
+def test_a_token_is_appended_where_the_others_lie(pair):
+    decoder = pair[1]
+    state = decoder.prefill(PROMPT)
+    _, generation = answer(decoder, state)
+    assert generation.state.cache is state.cache and answer(decoder, state)[1].state.cache is not state.cache
+    name = next(iter(state.kv))
+    assert np.shares_memory(generation.state.kv[name], state.kv[name]) and state.kv[name].shape == (1, 2, len(PROMPT), 16)
+
+
+def test_what_comes_later_leaves_every_state_as_it_was(pair):
+    decoder, rng = pair[1], np.random.Generator(np.random.PCG64(4))
+    seen = [decoder.empty]
+    kept = [{}]
+    for _ in range(60):
+        state = seen[rng.integers(len(seen))]
+        state = state.upto(int(rng.integers(state.length // 2, state.length + 1)))
+        if state.length > 80:
+            continue
+        seen.append(decoder.prefill(EMBED(rng.integers(0, 200, rng.integers(1, 9))), state))
+        kept.append({name: array.copy() for name, array in seen[-1].kv.items()})
+    assert len(seen) > 30
+    for state, before in zip(seen, kept):
+        assert all((array == before[name]).all() for name, array in state.kv.items() if before)
+
+
+def test_rows_whose_writing_failed_are_written_anew(pair, truth, monkeypatch):
+    decoder = pair[1]
+    state = decoder.prefill(PROMPT)
+    bound = state.cache.network
+    with monkeypatch.context() as patch:
+        patch.setattr(bound, "run", lambda *_: (_ for _ in ()).throw(RuntimeFailedError("[ort] gone")))
+        with pytest.raises(RuntimeFailedError):
+            decoder.prefill(PROMPT[:2], state)
+    assert answer(decoder, state)[0] == truth
+
+
+def test_only_the_first_rows_of_a_state_are_gone_on_from(decoder, asked):
+    cut = asked.upto(9)
+    assert cut.length == 9 and cut.logits is None and asked.upto(20) is asked
+    again, anew = decoder.prefill(PROMPT[9:], cut), decoder.prefill(PROMPT[9:], decoder.prefill(PROMPT[:9]))
+    np.testing.assert_allclose(again.logits, anew.logits, rtol=0, atol=1e-5 * np.abs(anew.logits).max())
 
 
 # -- how an answer ends -----------------------------------------------------------------------------------------------
