@@ -5,6 +5,9 @@ given the reference's own inputs, so that one stage's error is not counted again
 """
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -13,15 +16,23 @@ from ps3_sdk import _core
 from ps3_sdk.errors import ExportError
 from ps3_sdk.frame import Frame
 
+from .apart import on_disk
 from .reference.geometry import cut, resize
 from .reference.model import Ps3Model
 from .reference.stages import Stage, stages
+from .streaming import Streamed
 
 LIMIT = 1e-5            # fp32 against fp32; a larger error means a wrong network, not rounding
 LIMIT_INT8 = 0.1        # of the two stages that run the encoder; random weights give 0.02
 HIGH_PATCHES = 256      # patches of encode_high's comparison
 BATCH = 2               # batches of 1 and 2 take different paths in a runtime, so two are compared ...
 LARGE_WIDTH = 512       # ... but not of models this wide, whose keys and values alone would be 0.4 GB on either side
+VISION = "vision_model"
+READS = {               # what each network's reference reads besides blocks
+    "encode": (f"{VISION}.trunk.patch_embed.",),
+    "score_features": (f"{VISION}.selection_feature_proj.", f"{VISION}.highres_selection_feature_module."),
+    "pool": (f"{VISION}.trunk.norm.", f"{VISION}.trunk.siglip_proj.", f"{VISION}.trunk.attn_pool."),
+    "encode_prompt": ("text_model.",)}
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
@@ -48,13 +59,14 @@ def sample_picture(height: int = 720, width: int = 1280, seed: int = 0) -> np.nd
     return np.clip(np.asarray(picture, np.int16) + rng.integers(-8, 9, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
-def measure(model: Ps3Model, networks: dict, geometry: dict, tables: dict[str, np.ndarray], precision: str = "fp32",
+def measure(streamed: Streamed, networks: dict, geometry: dict, tables: dict[str, np.ndarray], folder: Path, precision: str = "fp32",
             progress=lambda line: None) -> dict[str, dict]:
     """Run every stage beside the reference: {stage: {max_relative_error, against, inputs}}.
 
-    networks: name -> ps3_sdk.runtimes Network. Raises ExportError when a stage is further than its limit from the reference.
+    streamed: the reference. networks: name -> ps3_sdk.runtimes Network. folder: where large results wait for each other.
+    Raises ExportError when a stage is further than its limit from the reference.
     """
-    compare = Comparison(model, networks, geometry, tables, progress)
+    compare = Comparison(streamed, networks, geometry, tables, folder, progress)
     with torch.inference_mode():
         errors = compare.run()
     against = f"PyTorch {torch.__version__.split('+')[0]} float32"
@@ -67,22 +79,24 @@ def measure(model: Ps3Model, networks: dict, geometry: dict, tables: dict[str, n
 
 
 class Comparison:
-    def __init__(self, model: Ps3Model, networks: dict, geometry: dict, tables: dict[str, np.ndarray], progress):
-        self.model, self.networks, self.geometry, self.tables, self.progress = model, networks, geometry, tables, progress
-        self.stages = stages(model)
+    def __init__(self, streamed: Streamed, networks: dict, geometry: dict, tables: dict[str, np.ndarray], folder: Path, progress):
+        self.networks, self.geometry, self.tables, self.folder, self.progress = networks, geometry, tables, folder, progress
+        self.streamed, self.model = streamed, streamed.model.eval()
+        self.stages = stages(self.model)
         self.picture = sample_picture()
         self.batch = 1 if geometry["width"] >= LARGE_WIDTH else BATCH
         self.frame = Frame.of(self.picture)
 
     def run(self) -> dict[str, tuple[float, str]]:
         g, vision = self.geometry, self.model.config.vision
-        base = g["scales_px"][-1]
-        tensor = self._reference_picture(base)
+        picture = self._reference_picture(g["scales_px"][-1])
         low_ids = np.arange(vision.grids[0] ** 2, dtype=np.int32)
         picks = self._picks()
         cuts = [(g["scales_px"][0], low_ids), *picks.items()]
         gathered = [self._gather(px, ids) for px, ids in cuts]
-        wanted = [self._cut(tensor, px, ids) for px, ids in cuts]
+        wanted = [self._cut(picture, px, ids) for px, ids in cuts]
+        view = self._view(picture)
+        del picture
         errors = {"gather": (max(max(map(relative_error, *pair)) for pair in zip(gathered, wanted)), f"{sum(len(ids) for _, ids in cuts)} patches of a 1280x720 picture")}
         self.progress("check gather")
 
@@ -90,7 +104,6 @@ class Comparison:
         two = lambda array: np.concatenate([array[None], array[None, ::-1]])[:self.batch]     # the picture, and its patches reversed
         low_in = {"patches": two(patches), "position": two(position), "keep": np.array([len(low_ids)]), **self._past(self.batch, 0)}
         error, low = self._network("encode", low_in)
-        view = self._view(tensor)
         score_in = {"features": low["features"], **({"view": np.repeat(view[None], self.batch, 0)} if view is not None else {})}
         score_error, scored = self._network("score_features", score_in)
         errors["encode_low"] = (max(error, score_error), f"the picture, batch {self.batch}")
@@ -110,8 +123,9 @@ class Comparison:
     def _network(self, name: str, inputs: dict[str, np.ndarray]) -> tuple[float, dict[str, np.ndarray]]:
         """Error of a network and the reference's outputs, for the next stage."""
         stage: Stage = self.stages[name]
-        wanted = stage(*(torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in stage.inputs))
-        wanted = {spec.name: tensor.numpy() for spec, tensor in zip(stage.outputs, wanted)}
+        with self.streamed.resident(*READS[name]):
+            wanted = stage(*(_tensor(inputs[spec.name]) for spec in stage.inputs))
+        wanted = on_disk({spec.name: tensor.numpy() for spec, tensor in zip(stage.outputs, wanted)}, self.folder)
         got = self.networks[name].run(inputs, list(wanted))
         self.progress(f"check {name}")
         return max(relative_error(got[key], wanted[key]) for key in wanted), wanted
@@ -120,8 +134,10 @@ class Comparison:
         """The reference's preprocessing: squash to base x base (Pillow bicubic, horizontal pass first), /255, (x - mean) / std."""
         height = self.picture.shape[0]
         squashed = Image.fromarray(self.picture).resize((base, height), Image.Resampling.BICUBIC).resize((base, base), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(squashed)).permute(2, 0, 1)[None].float() / 255
-        return (pixels - torch.tensor(self.geometry["mean"]).view(3, 1, 1)) / torch.tensor(self.geometry["std"]).view(3, 1, 1)
+        pixels = torch.empty(1, 3, base, base)
+        for channel, values in enumerate(np.asarray(squashed).transpose(2, 0, 1)):
+            pixels[0, channel] = (torch.from_numpy(values.astype(np.float32)).div_(255) - self.geometry["mean"][channel]) / self.geometry["std"][channel]
+        return pixels
 
     def _picks(self) -> dict[int, np.ndarray]:
         rng, scales = np.random.Generator(np.random.PCG64(1)), self.geometry["scales_px"][1:]
@@ -139,7 +155,8 @@ class Comparison:
         vision, index = self.model.vision_model, self.geometry["scales_px"].index(px)
         ids, side = torch.from_numpy(ids.astype(np.int64)), px // self.geometry["patch_px"]
         patches = cut(resize(tensor, (px, px)), self.geometry["patch_px"], ids[None])[0]
-        return patches.numpy(), vision.position(index, (side, side), ids).reshape(len(ids), -1).numpy()
+        with self.streamed.resident(f"{VISION}.trunk.pos_embed", f"{VISION}.pos_emb_residual.{index - 1}"):
+            return patches.numpy(), vision.position(index, (side, side), ids).reshape(len(ids), -1).numpy()
 
     def _view(self, tensor: torch.Tensor) -> np.ndarray | None:
         px, patch = self.geometry["view_px"], self.geometry["view_patch_px"]
@@ -160,3 +177,10 @@ class Comparison:
         view = torch.from_numpy(first["view_features"])[None] if view_prompt is not None else None
         wanted = probability(torch.from_numpy(first["low_features"])[None], torch.from_numpy(prior)[None], view, view_prompt)[0]
         return relative_error(got, wanted.numpy())
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor of the same memory, which the reference only reads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)        # views of files are not writable, and need not be
+        return torch.from_numpy(np.ascontiguousarray(array))

@@ -17,12 +17,13 @@ from ps3_sdk.runtimes import ort
 from ps3_sdk.tensors import views
 
 from . import to_onnx
+from .apart import LARGE_BYTES, Apart
 from .check import measure
 from .graph import PRECISIONS, Graph
 from .reference.config import Ps3Config
 from .reference.model import Ps3Model
 from .reference.side_files import PreprocessorConfig, TokenizerConfig
-from .streaming import stream_into
+from .streaming import Streamed
 from .weights import Checkpoint
 from .write_bundle import BundleWriter, SafetensorsLayout
 
@@ -75,7 +76,7 @@ def write(source, prepared: Prepared, output: str | Path, progress: Progress = l
     config = prepared.config
     with torch.device("meta"):
         model = Ps3Model(config)
-    stream_into(model, source)      # also reports every key that does not fit, before anything is written
+    streamed = Streamed(model, source)      # also reports every key that does not fit, before anything is written
     graphs = [to_onnx.encode(source, config.vision, precision), to_onnx.score_features(source, config.vision), to_onnx.pool(source, config.vision)]
     if config.text is not None:
         graphs.append(to_onnx.encode_prompt(source, config.text))
@@ -90,8 +91,7 @@ def write(source, prepared: Prepared, output: str | Path, progress: Progress = l
             writer.add_bytes("tokenizer.json", prepared.tokenizer)
         manifest = _manifest(source, prepared, graphs)
         draft = Draft(writer, manifest)
-        networks = {graph.name: ort.load(draft, graph.name) for graph in graphs}
-        manifest["parity"] = measure(model.eval(), networks, manifest["geometry"], draft.tensors(TABLES), precision, progress)
+        manifest["parity"] = measure(streamed, networks_of(draft), manifest["geometry"], draft.tensors(TABLES), draft.path.parent, precision, progress)
         writer.finish(manifest)
 
 
@@ -118,6 +118,12 @@ class Draft:
     def tensors(self, name: str) -> dict[str, np.ndarray]:
         size = self.members[name]
         return views(memoryview(np.memmap(self.path, np.uint8, "r", self.offset(name), size)), f"[export] {name}")
+
+
+def networks_of(draft: Draft) -> dict:
+    """The networks of an unfinished bundle, ready to run; large ones in a process of their own."""
+    size = lambda entry: draft.members[entry["weights"]] if entry["weights"] else 0
+    return {name: Apart(draft, name) if size(entry) > LARGE_BYTES else ort.load(draft, name) for name, entry in draft.manifest["networks"].items()}
 
 
 def write_network(writer: BundleWriter, graph: Graph) -> None:

@@ -19,6 +19,8 @@ from .reference.config import Ps3Config
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("F32", "F16", "BF16")
+READ_AS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}     # numpy has no bfloat16
+_PIECE = 1 << 22         # values read at a time, so that a half-precision tensor is never there twice
 OPTIONAL = {"logit_scale": (), "logit_bias": ()}
 """Keys a checkpoint may add: temperature (as its logarithm) and bias of the contrast between picture and text."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.md", "LICENSE*", "*.model", "*.txt"]
@@ -33,7 +35,7 @@ class Checkpoint:
     def __init__(self, folder: Path, source: str, revision: str | None = None):
         """Raises ExportError: see open."""
         self.folder, self.source, self.revision = folder, source, revision
-        self._files: dict[str, object] = {}       # key -> open file
+        self._places: dict[str, tuple[Path, int]] = {}      # key -> file, first byte in it
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, str] = {}
         listed = _shards(folder)
@@ -69,12 +71,25 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """The tensor `name`, read now, as f32."""
-        self._known(name)
-        return self._files[name].get_tensor(name).float()
+        return torch.from_numpy(self.array(name))
 
     def array(self, name: str) -> np.ndarray:
-        """The same as a numpy array."""
-        return self.tensor(name).numpy()
+        """The same as a numpy array. It is read into memory of its own, not mapped, so that its memory ends with it."""
+        self._known(name)
+        path, start = self._places[name]
+        out = np.empty(self._shapes[name], np.float32)
+        flat, dtype = out.reshape(-1), READ_AS[self._dtypes[name]]
+        try:
+            with open(path, "rb") as file:
+                file.seek(start)
+                for at in range(0, out.size, _PIECE):
+                    piece = np.fromfile(file, dtype, min(_PIECE, out.size - at))
+                    if len(piece) < min(_PIECE, out.size - at):
+                        raise OSError("the file ends early")
+                    flat[at:at + _PIECE] = widened(piece)
+        except OSError as error:
+            raise ExportError(f"[weights] {name} of {path} cannot be read ({error}); the file was there a moment ago. Check the disk.") from error
+        return out
 
     def check(self, expected: dict[str, tuple[int, ...]], optional: dict[str, tuple[int, ...]] | None = None) -> None:
         """Raises ExportError naming every key that is missing, unknown or of another shape than expected."""
@@ -98,16 +113,19 @@ class Checkpoint:
             other = " It holds pytorch_model.bin, which can run code when read; convert it with safetensors." if (path.parent / "pytorch_model.bin").exists() else ""
             raise ExportError(f"[weights] {path} does not exist; {SINGLE} or {INDEX} with its shards is needed.{other} Pass the checkpoint's folder.")
         try:
-            file = safe_open(path, framework="pt")
-            keys = list(file.keys())
+            with safe_open(path, framework="numpy") as file:        # checks that header and size fit together
+                found = {key: (tuple((view := file.get_slice(key)).get_shape()), view.get_dtype()) for key in file.keys()}
+            with open(path, "rb") as raw:
+                length = int.from_bytes(raw.read(8), "little")
+                header = json.loads(raw.read(length))
         except (SafetensorError, OSError) as error:
             raise ExportError(f"[weights] {path} is not a safetensors file ({error}); the file as published is needed. "
                               "Download it again (a Git LFS pointer is not the file).") from error
-        for key in keys:
+        for key, (shape, dtype) in found.items():
             if key in self._shapes:
                 raise ExportError(f"[weights] {key} is in {path.name} and in another shard; each key belongs in one. Download the shards again.")
-            view = file.get_slice(key)
-            self._files[key], self._shapes[key], self._dtypes[key] = file, tuple(view.get_shape()), view.get_dtype()
+            self._places[key] = path, 8 + length + header[key]["data_offsets"][0]
+            self._shapes[key], self._dtypes[key] = shape, dtype
             if self._dtypes[key] not in DTYPES:
                 raise ExportError(f"[weights] {key} of {path.name} is {self._dtypes[key]}; {', '.join(DTYPES)} can be read. Use unquantised weights.")
 
@@ -117,6 +135,11 @@ class Checkpoint:
         if problems:
             lines = "\n  ".join(problems)
             raise ExportError(f"[weights] {INDEX} of {self.source} does not fit its shards:\n  {lines}\nDownload the index and the shards again.")
+
+
+def widened(values: np.ndarray) -> np.ndarray:
+    """f32 of f32, f16, or bfloat16 given by its bits as uint16: those are the upper half of f32's."""
+    return (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values
 
 
 def expected_shapes(config: Ps3Config) -> dict[str, tuple[int, ...]]:
