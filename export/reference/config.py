@@ -51,7 +51,8 @@ class VisionConfig:
     """Field names are the file's where the file has them.
 
     scales_px: ascending, the first is the low-res one | select_based_on_layer: block indices >= 0 whose outputs are the
-    selection features | per_look: patches one look takes of each high-res scale | view_*: the network on the 1512 px view;
+    selection features | per_look: patches one look takes of each high-res scale | factored_pos_emb: our own extension, the residual
+    position of a scale is a row's plus a column's instead of a table of every place | view_*: the network on the 1512 px view;
     meaningful when highres_selection_feature | pool_*: the attention pool, whose width is the pooled feature's.
     """
     model_name: str
@@ -60,6 +61,7 @@ class VisionConfig:
     select_based_on_layer: tuple[int, ...]
     per_look: tuple[int, ...]
     separate_pos_emb: bool
+    factored_pos_emb: bool
     highres_selection_feature: bool
     view_hidden_width: int
     view_width: int
@@ -169,7 +171,7 @@ def _vision(f: Fields) -> VisionConfig:
     radio = f.flag("radio", False)
     return VisionConfig(
         model_name=f.text("model_name", ""), trunk=trunk, scales_px=scales, select_based_on_layer=_layers(f, trunk.depth), per_look=_per_look(f, scales),
-        separate_pos_emb=f.flag("separate_pos_emb", True), highres_selection_feature=f.flag("highres_selection_feature", True),
+        separate_pos_emb=f.flag("separate_pos_emb", True), factored_pos_emb=f.flag("factored_pos_emb", False), highres_selection_feature=f.flag("highres_selection_feature", True),
         view_hidden_width=f.count("highres_selection_module_hidden_dim", 512), view_width=f.count("highres_selection_module_out_dim", 512),
         view_depth=f.count("highres_selection_module_depth", 3, low=0), view_patch_px=f.count("highres_selection_module_kernel_size", 28),
         radio=radio, final_norm=not radio or f.flag("final_norm", False), **_adapter(f, trunk, radio))

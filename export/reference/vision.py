@@ -23,7 +23,10 @@ class VisionModel(nn.Module):
         # one slice of `width` outputs per high-res scale; only the first is ever used, the others are loaded and kept
         self.selection_feature_proj = Mlp(config.feature_width, config.feature_width, width * high, norm=True)
         self.prior_prompt = nn.Parameter(torch.empty(width))
-        if config.separate_pos_emb:
+        if config.separate_pos_emb and config.factored_pos_emb:
+            self.pos_emb_residual_rows = nn.ParameterList(torch.empty(1, grid, width) for grid in config.grids[1:])
+            self.pos_emb_residual_columns = nn.ParameterList(torch.empty(1, grid, width) for grid in config.grids[1:])
+        elif config.separate_pos_emb:
             self.pos_emb_residual = nn.ParameterList(torch.empty(1, grid ** 2, width) for grid in config.grids[1:])
         if config.highres_selection_feature:
             self.highres_selection_feature_module = ViewNet(config)
@@ -33,7 +36,9 @@ class VisionModel(nn.Module):
         """Position rows of patches of one scale: ids (K,) int64 in a grid of size (rows, cols) -> (K, width)."""
         rows, cols = ids // size[1], ids % size[1]
         position = position_rows(self.trunk.pos_embed, max(size), rows, cols, crop=self.config.radio)
-        if index and self.config.separate_pos_emb:
+        if index and self.config.separate_pos_emb and self.config.factored_pos_emb:
+            position = position + self.pos_emb_residual_rows[index - 1][0, rows] + self.pos_emb_residual_columns[index - 1][0, cols]
+        elif index and self.config.separate_pos_emb:
             position = position + self.pos_emb_residual[index - 1][0, rows * self.config.grids[index] + cols]
         return position
 
