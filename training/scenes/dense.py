@@ -1,0 +1,115 @@
+"""Pieces of frames full of text, for learning to read before learning to look."""
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from .draw import jpeg, luma
+from .words import VALUES, make_value
+
+TYPES = tuple(VALUES)
+
+
+def _text(rng, words, least):
+    """words, values and random strings, parted by blanks: at least `least` characters"""
+    parts, length = [], 0
+    while length < least:
+        draw = rng.random()
+        if draw < 0.4:
+            part = words[rng.integers(len(words))]
+        elif draw < 0.75:
+            part = make_value(rng, TYPES[rng.integers(len(TYPES))], words)
+        else:
+            part = "".join("ABCDEFGHJKLMNPQRSTUVWXYZ0123456789.:%/-+"[k] for k in rng.integers(0, 40, int(rng.integers(1, 9))))
+        parts.append(part)
+        length += len(part) + 1
+    return " ".join(parts)
+
+
+def _colours(rng, under):
+    """(plate or None, ink): they differ by 70 or more in luminance; under: mean colour of what is behind"""
+    plate = rng.integers(0, 256, 3) if rng.random() < 0.75 else None
+    if plate is not None and rng.random() < 0.4:
+        plate = np.clip(plate.mean() + rng.integers(-12, 13, 3), 0, 255).astype(int)
+    behind = under if plate is None else plate
+    while True:
+        ink = rng.integers(0, 256, 3)
+        if rng.random() < 0.5:
+            ink = np.full(3, 255 if luma(behind) < 128 else 0) + rng.integers(0, 40, 3) * (1 if luma(behind) >= 128 else -1)
+        if abs(luma(ink) - luma(behind)) > 70:
+            return plate, ink
+
+
+def make_dense(rng, frame, faces, words, cap_px, grain):
+    """frame (h, w, 3) uint8 is written on in place -> (frame, code (n,) uint8, boxes (n, 4) float32)"""
+    h, w = frame.shape[:2]
+    codes, boxes = [], []
+    x = 0
+    while x < w - 60:
+        width = min(int(rng.integers(180, 480)), w - x)
+        width = w - x if w - x - width < 120 else width
+        y = 0
+        while y < h - 16:
+            y = _block(rng, frame, x, y, width, faces, words, cap_px, codes, boxes)
+        x += width
+    frame = _weather(rng, frame, grain)
+    return frame, np.frombuffer("".join(codes).encode(), np.uint8), np.concatenate(boxes) if boxes else np.zeros((0, 4), np.float32)
+
+
+def _block(rng, frame, x, y, width, faces, words, cap_px, codes, boxes):
+    """A few lines of one face on one plate at (x, y) -> y below it"""
+    cap = float(np.exp(rng.uniform(*np.log(cap_px))))
+    glyphs = faces[rng.integers(len(faces))].glyphs(cap)
+    pitch = cap * rng.uniform(1.5, 2.2)
+    lines = min(int(rng.integers(1, 6)), int((frame.shape[0] - y) / pitch))
+    if lines < 1:
+        return frame.shape[0]
+    bottom = int(y + lines * pitch)
+    area = frame[y:bottom, x:x + width]
+    plate, ink = _colours(rng, area.reshape(-1, 3)[::97].mean(0))
+    if plate is not None:
+        area[...] = plate.astype(np.uint8)
+    mask = np.zeros(area.shape[:2], np.uint8)
+    text = _text(rng, words, int(lines * width / cap) + 1)
+    tracking = rng.uniform(0, 0.15) * cap if rng.random() < 0.3 else 0.0
+    place, indent = 0, rng.uniform(2, 14)
+    for k in range(lines):
+        base, pen = round((k + 0.5) * pitch + cap / 2), indent
+        found = []
+        while place < len(text):
+            char = text[place]
+            glyph, left, top, advance = glyphs.glyph(char)
+            gx, gy = round(pen) + left, base + top
+            gh, gw = glyph.shape
+            if gx + gw + 2 > width:
+                break
+            place += 1
+            pen += advance + tracking
+            if gh and gy >= 0 and gx >= 0 and gy + gh <= mask.shape[0]:
+                spot = mask[gy:gy + gh, gx:gx + gw]
+                np.maximum(spot, glyph, out=spot)
+                codes.append(char)
+                found.append((x + gx, y + gy, x + gx + gw, y + gy + gh))
+        if found:
+            boxes.append(np.array(found, np.float32))
+    under = Image.fromarray(area)
+    under.paste(tuple(int(v) for v in ink), (0, 0), Image.fromarray(mask))
+    area[...] = np.asarray(under)
+    return bottom
+
+
+def _weather(rng, frame, grain):
+    """blur, contrast, noise and JPEG of the whole piece, each on some of them"""
+    if rng.random() < 0.35:
+        frame = np.asarray(Image.fromarray(frame).filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9))))
+    if rng.random() < 0.4:
+        gain, lift = rng.uniform(0.55, 1.1), rng.uniform(0, 25)
+        frame = np.asarray(Image.fromarray(frame).point(np.tile(np.clip(np.arange(256) * gain + lift, 0, 255).astype(np.uint8), 3).tolist()))
+    if rng.random() < 0.4:
+        h, w = frame.shape[:2]
+        sigma = int(rng.uniform(4, 40))
+        noise = np.tile((grain * sigma) >> 8, (h // grain.shape[0] + 1, w // grain.shape[1] + 1))[:h, :w, None]
+        frame = np.clip(frame.astype(np.int16) + noise, 0, 255).astype(np.uint8)
+    if rng.random() < 0.25:
+        frame = jpeg(frame, int(rng.integers(45, 92)))
+    return np.ascontiguousarray(frame)
