@@ -1,0 +1,1 @@
+"""Training the small model that the package embeds: scenes/ makes frames with questions, the rest learns to answer them."""

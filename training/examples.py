@@ -1,0 +1,95 @@
+"""A scene and its questions as the tensors that a training step needs; windows, cells and labels in the grids of the model."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ps3_sdk import _core
+
+from .reading import BASE_PX, CHARACTERS, GRID, MEAN, PATCH_PX, STD, slot_labels
+
+LOW_PX, VIEW_PX, VIEW_PATCH_PX, LOW_GRID = 378, 1512, 28, 27
+CELL = GRID // LOW_GRID                 # 3780 px patches per side of a low-res place
+WINDOW = (6, 18)                        # patches of 3780 px that hold any text of a scene
+NOT_SEEN = "not visible"
+
+
+@dataclass
+class Example:
+    """low: (1, 729, 588) and view: (1, 2916, 2352) f32 normalised | windows: (w, 108, 588), their ids (w, 108) int64 and slot labels
+    (w, 108, 2), one window for every item that has a question | asked: per question prompt, answer, window (None: nothing to see) and
+    the (27, 27) bool places its text lies in | signs: (27, 27) bool, places of every item's text."""
+    low: Tensor
+    view: Tensor
+    windows: Tensor
+    window_ids: Tensor
+    labels: Tensor
+    asked: list[tuple[str, str, int | None, Tensor]]
+    signs: Tensor
+    frame: object
+
+
+def normalised(frame, px: int, patch_px: int, ids: np.ndarray) -> Tensor:
+    return torch.from_numpy(_core.gather(frame, BASE_PX, px, patch_px, np.ascontiguousarray(ids, np.int32), MEAN, STD))
+
+
+def places(box_px, size: tuple[int, int], share: float = 0.12) -> np.ndarray:
+    """(27, 27) bool: places that hold at least `share` of the box, or that it covers by that much; never none."""
+    h, w = size
+    x0, y0, x1, y1 = (np.asarray(box_px, float) * [LOW_GRID / w, LOW_GRID / h, LOW_GRID / w, LOW_GRID / h])
+    side = np.arange(LOW_GRID)
+    across = np.clip(np.minimum(side + 1, x1) - np.maximum(side, x0), 0, None)
+    down = np.clip(np.minimum(side + 1, y1) - np.maximum(side, y0), 0, None)
+    area = down[:, None] * across[None]
+    found = area >= share * min(max(area.sum(), 1e-9), 1.0)
+    found[np.unravel_index(area.argmax(), area.shape)] = True
+    return found
+
+
+def make_example(slot, rng: np.random.Generator, max_questions: int = 6, view: bool = True) -> Example:
+    """slot: anything with frame, items, questions (training.frames.Slot or a Scene)."""
+    h, w = slot.frame.shape[:2]
+    frame = _core.Frame("RGB", [slot.frame], h, w)
+    low = normalised(frame, LOW_PX, PATCH_PX, np.arange(LOW_GRID ** 2))[None]
+    seen = normalised(frame, VIEW_PX, VIEW_PATCH_PX, np.arange((VIEW_PX // VIEW_PATCH_PX) ** 2))[None] if view else None
+    order = rng.permutation(len(slot.questions))[:max_questions]
+    chosen = [slot.questions[i] for i in order]
+    targets = sorted({q.item for q in chosen if q.item is not None})
+    if not targets:
+        targets = [int(rng.integers(len(slot.items)))]
+    ids = np.stack([window_around(slot.items[t].text_box_px, (h, w), rng) for t in targets])
+    patches = normalised(frame, BASE_PX, PATCH_PX, ids.ravel()).view(len(targets), ids.shape[1], -1)
+    labels = scene_labels(slot.items, (h, w))
+    asked = []
+    for q in chosen:
+        place = torch.from_numpy(places(slot.items[q.item].text_box_px, (h, w))) if q.item is not None else torch.zeros(LOW_GRID, LOW_GRID, dtype=torch.bool)
+        asked.append((q.prompt, q.answer if q.item is not None else NOT_SEEN, targets.index(q.item) if q.item is not None else None, place))
+    signs = np.any([places(item.text_box_px, (h, w)) for item in slot.items], axis=0)
+    slots = np.stack([labels[ids // GRID, 2 * (ids % GRID)], labels[ids // GRID, 2 * (ids % GRID) + 1]], axis=-1)
+    return Example(low, seen, patches, torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(slots.astype(np.int64)), asked, torch.from_numpy(signs), frame)
+
+
+def window_around(box_px, size: tuple[int, int], rng: np.random.Generator | None) -> np.ndarray:
+    """(108,) ids of a window of 3780 px patches that holds the box, made of whole 2 x 2 blocks, somewhere around it."""
+    h, w = size
+    x0, y0, x1, y1 = np.asarray(box_px, float) * [GRID / w, GRID / h, GRID / w, GRID / h]
+    start = []
+    for low, high, length in ((y0, y1, WINDOW[0]), (x0, x1, WINDOW[1])):
+        first, last = int(np.ceil(high)) - length, int(np.floor(low))          # any start between them holds the box
+        middle = round((low + high - length) / 2)
+        at = middle if rng is None or last < first else int(rng.integers(first, last + 1))
+        start.append(int(np.clip(2 * round(at / 2), 0, GRID - length)))
+    return ((start[0] + np.arange(WINDOW[0]))[:, None] * GRID + start[1] + np.arange(WINDOW[1])).ravel()
+
+
+def scene_labels(items, size: tuple[int, int]) -> np.ndarray:
+    codes, boxes = [], []
+    for item in items:
+        for character, box in zip(item.text, np.asarray(item.char_boxes_px, np.float32).reshape(-1, 4)):
+            if character in CHARACTERS:
+                codes.append(CHARACTERS.index(character) + 1)
+                boxes.append(box)
+    return slot_labels(np.array(codes, np.uint8), np.array(boxes, np.float32).reshape(-1, 4), size)

@@ -1,0 +1,74 @@
+"""Frames for training, made by other processes: a ring of shared memory, each frame used a few times before it is replaced."""
+from __future__ import annotations
+
+import multiprocessing as mp
+from dataclasses import dataclass
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+
+
+@dataclass
+class Slot:
+    """frame: (h, w, 3) uint8 in shared memory | items, questions: of the scene | left: uses before it is made anew."""
+    frame: np.ndarray
+    items: list
+    questions: list
+    left: int
+
+
+class Ring:
+    """`size` scenes of a split, always some ready: next() gives one at random.
+
+    uses: how often each is given before a worker replaces it. start: index of the first scene.
+    """
+
+    def __init__(self, split: str, seed: int, size: int = 48, uses: int = 3, workers: int = 1, frame_px: tuple[int, int] = (2160, 3840), start: int = 0, domains=None):
+        self.size, self.uses, self.frame_px = size, uses, frame_px
+        context = mp.get_context("spawn")
+        self._memory = [SharedMemory(create=True, size=3 * frame_px[0] * frame_px[1]) for _ in range(size)]
+        self._arrays = [np.ndarray((*frame_px, 3), np.uint8, memory.buf) for memory in self._memory]
+        self._free, self._ready = context.Queue(), context.Queue()
+        self._slots: dict[int, Slot] = {}
+        self._rng = np.random.default_rng([seed, start])
+        for i in range(size):
+            self._free.put(i)
+        names = [memory.name for memory in self._memory]
+        self._workers = [context.Process(target=_work, args=(names, self._free, self._ready, split, seed, start + n, workers, frame_px, domains), daemon=True) for n in range(workers)]
+        for worker in self._workers:
+            worker.start()
+
+    def next(self) -> Slot:
+        """A scene; its frame stays as it is until `uses` calls have given it."""
+        while not self._slots or not self._ready.empty():
+            i, items, questions = self._ready.get(timeout=600)
+            self._slots[i] = Slot(self._arrays[i], items, questions, self.uses)
+        i = int(self._rng.choice(list(self._slots)))
+        slot = self._slots[i]
+        slot.left -= 1
+        if slot.left <= 0 and len(self._slots) > 1:
+            slot = Slot(slot.frame.copy(), slot.items, slot.questions, 0)      # the worker overwrites it at once
+            del self._slots[i]
+            self._free.put(i)
+        return slot
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.terminate()
+        self._arrays = []
+        self._slots = {}
+        for memory in self._memory:
+            memory.unlink()
+
+
+def _work(names, free, ready, split, seed, first, stride, frame_px, domains) -> None:
+    from .scenes import Scenes
+    memory = [SharedMemory(name=name) for name in names]
+    scenes = Scenes(split=split, seed=seed, frame_px=frame_px, **({"domains": domains} if domains else {}))
+    index = first
+    while True:
+        i = free.get()
+        scene = scenes[index]
+        np.ndarray((*frame_px, 3), np.uint8, memory[i].buf)[:] = scene.frame
+        ready.put((i, scene.items, scene.questions))
+        index += stride

@@ -1,0 +1,72 @@
+"""Stage 0 of the recipe: python -m training.read POOL RUN --steps 12000. Continues where it was stopped."""
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import nano
+from .optimiser import Optimiser, schedule
+from .reading import DensePool, Reader, slot_accuracy, slot_loss
+from .state import Run
+
+LOG_EVERY, SAVE_EVERY = 50, 250
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pool", type=Path, help="folder made by python -m training.pool dense")
+    parser.add_argument("run", type=Path, help="folder of this training; its checkpoint lies in RUN/model")
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--batch", type=int, default=128, help="windows per step")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: a third faster on CPUs, after a minute")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    pool, held_out = DensePool(options.pool, "train"), DensePool(options.pool, "val")
+    nano.write_folder(options.run / "model")
+    model = nano.new_model(options.run / "model", options.seed)
+    patches, _, _ = pool.windows(np.random.default_rng(1), 400, augment=True)
+    nano.first_patch_embedding(model, patches.flatten(0, 1))
+    vision = model.vision.vision_model
+    reader = Reader(vision)
+    for name, parameter in vision.named_parameters():       # the rest has nothing to learn from windows
+        parameter.requires_grad_(name.startswith(("trunk.patch_embed", "trunk.blocks", "pos_emb_residual_rows.2", "pos_emb_residual_columns.2")))
+    optimiser = Optimiser(reader)
+    run = Run(options.run / "read", reader, optimiser)
+    reader.to(options.device)
+    forward = torch.compile(reader, dynamic=False) if options.compile else reader
+    rng = np.random.default_rng([options.seed, run.step])
+    val = held_out.windows(np.random.default_rng(2), 512, augment=False)
+
+    def batch():
+        return pool.windows(rng, options.batch, augment=True, easy=max(0.0, 1 - 4 * run.step / options.steps))
+
+    loss_sum = 0.0
+    with ThreadPoolExecutor(1) as executor:
+        upcoming = executor.submit(batch)
+        while run.step < options.steps:
+            patches, ids, labels = (t.to(options.device) for t in upcoming.result())
+            upcoming = executor.submit(batch)
+            loss = slot_loss(forward(patches, reader.positions(ids)), labels)
+            loss.backward()
+            optimiser.step(schedule(run.step / options.steps))
+            run.step += 1
+            loss_sum += float(loss.detach())
+            if run.step % LOG_EVERY == 0:
+                with torch.no_grad():
+                    logits = torch.cat([forward(v.to(options.device), reader.positions(i.to(options.device))).float().cpu() for v, i in
+                                        zip(val[0].split(options.batch), val[1].split(options.batch))])
+                run.log(loss=loss_sum / LOG_EVERY, val_slot=slot_accuracy(logits, val[2]), windows=run.step * options.batch)
+                loss_sum = 0.0
+            if run.step % SAVE_EVERY == 0 or run.step == options.steps:
+                run.save()
+                nano.save(model, options.run / "model")
+
+
+if __name__ == "__main__":
+    main()

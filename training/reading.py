@@ -1,0 +1,143 @@
+"""Stage 0: the trunk learns to read. Windows of 4 x 12 patches full of text; each patch says which characters its halves show.
+
+A window's patches are cut from frames by the SDK's own gather at 3780 px, so what is learnt from is what is read later. Dense text
+gives a label to more than half of all places, sixty times as many as a question about a sign.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ps3_sdk import _core
+from ps3_sdk.export.reference.layers import position_weights
+
+CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:%/-+"
+CLASSES = len(CHARACTERS) + 1           # 0 is nothing
+BASE_PX, PATCH_PX, GRID = 3780, 14, 270
+WINDOW = (4, 12)
+MEAN = STD = (0.5, 0.5, 0.5)
+LARGE_PX = 32                           # capitals of 18 frame pixels
+OVERLAP_PX = 5                          # of a character and a patch, upright, from which the patch is labelled with it
+
+
+def patches_of(frame: np.ndarray, ids: np.ndarray | None = None, px: int = BASE_PX, patch_px: int = PATCH_PX) -> np.ndarray:
+    """(K, 3 * patch^2) uint8 patches of a frame as gather cuts them, before normalisation."""
+    ids = np.arange((px // patch_px) ** 2, dtype=np.int32) if ids is None else ids
+    wrapped = _core.Frame("RGB", [frame], frame.shape[0], frame.shape[1])
+    values = _core.gather(wrapped, BASE_PX, px, patch_px, ids, MEAN, STD)
+    return np.clip(np.rint(values * 127.5 + 127.5), 0, 255).astype(np.uint8)
+
+
+def slot_labels(codes: np.ndarray, boxes_px: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which character each half of each patch shows: (270, 540) uint8.
+
+    Args:
+        codes: (n,) classes of characters. boxes_px: (n, 4) f32, x0 y0 x1 y1 in frame pixels. size: (h, w) of the frame.
+    """
+    labels, best = np.zeros((GRID, 2 * GRID), np.uint8), np.zeros((GRID, 2 * GRID), np.float32)
+    half = PATCH_PX / 2
+    scaled = boxes_px * np.array([BASE_PX / size[1], BASE_PX / size[0]] * 2, np.float32)
+    for code, (x0, y0, x1, y1) in zip(codes, scaled):
+        rows = np.arange(max(int(y0 // PATCH_PX), 0), min(int(y1 // PATCH_PX) + 1, GRID))
+        slots = np.arange(max(int(x0 // half), 0), min(int(x1 // half) + 1, 2 * GRID))
+        rows = rows[np.minimum((rows + 1) * PATCH_PX, y1) - np.maximum(rows * PATCH_PX, y0) >= min(OVERLAP_PX, y1 - y0)]
+        share = np.minimum((slots + 1) * half, x1) - np.maximum(slots * half, x0)
+        for row in rows:
+            better = share > np.maximum(best[row, slots], 0.3 * half)
+            best[row, slots[better]], labels[row, slots[better]] = share[better], code
+    return labels
+
+
+class DensePool:
+    """Gathered frames of dense text on disk: `patches` (frames, 270, 270, 588) and `labels` (frames, 270, 540), both uint8."""
+
+    def __init__(self, folder: str | Path, split: str):
+        folder = Path(folder) / f"dense_{split}"
+        names = sorted(folder.glob("*.labels.npy"))
+        if not names:
+            raise FileNotFoundError(f"[pool] {folder} holds no frames; make them first: python -m training.pool dense {folder.parent} --split {split}")
+        self.labels = [np.load(name) for name in names]
+        self.patches = [np.load(str(name).replace(".labels.", ".patches."), mmap_mode="r") for name in names]
+        self.heights = [np.load(str(name).replace(".labels.", ".heights.")) for name in names]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def windows(self, rng: np.random.Generator, count: int, augment: bool, easy: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Random windows: patches (count, 48, 588) f32 normalised, their ids (count, 48) int64, labels (count, 48, 2) int64.
+
+        easy: share of the windows that are grey and whose text is large.
+        """
+        rows, columns = WINDOW
+        out, ids, labels = np.empty((count, rows * columns, 588), np.uint8), np.empty((count, rows * columns), np.int64), np.empty((count, rows * columns, 2), np.int64)
+        for n in range(count):
+            for _ in range(12):             # rather where there is text
+                frame, r, c = rng.integers(len(self)), rng.integers(GRID - rows), rng.integers(GRID - columns)
+                label = self.labels[frame][r:r + rows, 2 * c:2 * (c + columns)]
+                heights = self.heights[frame][r:r + rows, c:c + columns]
+                large = n >= easy * count or np.median(heights[heights > 0] if heights.any() else 0) >= LARGE_PX
+                if (label > 0).mean() > 0.25 and large:
+                    break
+            out[n] = self.patches[frame][r:r + rows, c:c + columns].reshape(-1, 588)
+            labels[n] = label.reshape(rows * columns, 2)
+            ids[n] = ((r + np.arange(rows))[:, None] * GRID + c + np.arange(columns)).ravel()
+        patches = torch.from_numpy(out).float().div_(127.5).sub_(1.0)
+        if easy:
+            grey = patches[:round(easy * count)].view(-1, rows * columns, 3, 196)
+            grey[:] = grey.mean(dim=2, keepdim=True)
+        return augmented(patches, rng) if augment else patches, torch.from_numpy(ids), torch.from_numpy(labels)
+
+
+def augmented(patches: Tensor, rng: np.random.Generator) -> Tensor:
+    """Colours swapped, turned to their opposite, stronger or weaker, a little noise: (count, tokens, 588) in -1..1, window by window."""
+    count = len(patches)
+    x = patches.view(count, -1, 3, 196)
+    order = torch.from_numpy(np.stack([rng.permutation(3) for _ in range(count)]))
+    x = x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, 196))
+    sign = torch.from_numpy(np.where(rng.random((count, 1, 1, 1)) < 0.3, -1.0, 1.0).astype(np.float32))
+    gain = torch.from_numpy(rng.uniform(0.6, 1.1, (count, 1, 1, 1)).astype(np.float32))
+    shift = torch.from_numpy(rng.uniform(-0.2, 0.2, (count, 1, 3, 1)).astype(np.float32))
+    x = (x * sign * gain + shift).clamp(-1, 1)
+    return x.reshape(count, -1, 588)
+
+
+class Reader(nn.Module):
+    """The trunk with a head that is thrown away later: logits (windows, tokens, 2, classes)."""
+
+    def __init__(self, vision: nn.Module):
+        super().__init__()
+        self.vision, width = vision, vision.config.width
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 2 * CLASSES)
+        self.smooth = None          # the resampled position table, which stage 0 leaves as it is
+
+    def positions(self, ids: Tensor) -> Tensor:
+        """Position rows of 3780 px patches, ids of any shape: (.., width)."""
+        vision = self.vision
+        if self.smooth is None:
+            with torch.no_grad():
+                weights = position_weights(27, GRID, ids.device)
+                table = vision.trunk.pos_embed[0].unflatten(0, (27, 27))
+                self.smooth = torch.einsum("ri,cj,ijw->rcw", weights, weights, table).flatten(0, 1)
+        rows, columns = ids // GRID, ids % GRID
+        return self.smooth[ids] + vision.pos_emb_residual_rows[-1][0][rows] + vision.pos_emb_residual_columns[-1][0][columns]
+
+    def forward(self, patches: Tensor, position: Tensor) -> Tensor:
+        hidden = self.vision.trunk(patches, position).hidden[-1]
+        return self.head(self.norm(hidden)).unflatten(-1, (2, CLASSES))
+
+
+def slot_loss(logits: Tensor, labels: Tensor, blank: float = 0.1) -> Tensor:
+    weight = torch.ones(CLASSES, device=logits.device)
+    weight[0] = blank
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight)
+
+
+@torch.no_grad()
+def slot_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of the slots with a character whose most probable class is right."""
+    shown = labels > 0
+    return float((logits.argmax(-1) == labels)[shown].float().mean())
