@@ -8,6 +8,7 @@ from collections import OrderedDict
 import numpy as np
 from PIL import Image
 
+from .places import PLACES
 from .splits import split_of
 
 PHOTO_FOLDERS = ("/usr/share/wallpapers", "/usr/share/backgrounds")
@@ -103,21 +104,27 @@ class Canvases:
         self.size = tuple(int(side * MARGIN) for side in frame_px)
         self.frame_px = tuple(frame_px)
 
-    def canvas(self, key: tuple[int, ...], photo: bool) -> np.ndarray:
-        """The canvas of a tuple of integers: the same for the same key, on this machine's photographs."""
-        name = (*key, photo)
+    def canvas(self, key: tuple[int, ...], what: str) -> np.ndarray:
+        """The canvas of a tuple of integers: the same for the same key, on this machine's photographs. what: "photo", "pattern" or a
+        place of places.PLACES."""
+        name = (*key, what)
         if name not in self.made:
             rng = np.random.default_rng([*key, 7])
-            use_photo = photo and self.photos
-            self.made[name] = photo_canvas(self.photos[rng.integers(len(self.photos))], *self.size, rng) if use_photo else procedural_canvas(*self.size, rng)
+            if what == "photo" and self.photos:
+                made = photo_canvas(self.photos[rng.integers(len(self.photos))], *self.size, rng)
+            elif what in PLACES:
+                made = np.asarray(_expose(PLACES[what](*self.size, rng), rng))
+            else:
+                made = procedural_canvas(*self.size, rng)
+            self.made[name] = made
             if len(self.made) > self.keep:
                 self.made.popitem(last=False)
         self.made.move_to_end(name)
         return self.made[name]
 
-    def cut(self, rng, key, photo, size=None) -> np.ndarray:
+    def cut(self, rng, key, what, size=None) -> np.ndarray:
         """A new array: a random (h, w, 3) cut of a canvas."""
-        canvas = self.canvas(key, photo)
+        canvas = self.canvas(key, what)
         h, w = size or self.frame_px
         top, left = rng.integers(0, canvas.shape[0] - h + 1), rng.integers(0, canvas.shape[1] - w + 1)
         return canvas[top:top + h, left:left + w].copy()

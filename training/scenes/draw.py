@@ -13,6 +13,7 @@ from .fonts import Line
 # hue ranges of the colour names of prompts; white, black: grey levels
 HUES = {"red": (-6, 6), "orange": (24, 32), "yellow": (49, 57), "green": (105, 145), "blue": (203, 225), "purple": (275, 292)}
 PAINT = tuple(HUES)
+ALL_COLOURS = (*PAINT, "white", "black")
 EDGE_PX = 3                                              # transparent rim of a plate, so that bending has something to fade into
 
 

@@ -9,7 +9,7 @@ from .driving import BLACK, WHITE, sizes
 
 def counter(rng, colour, line, unit):
     """A dark or light panel with room for a pictogram of its height on the left -> (plate, colour of the pictogram, its width share)"""
-    width, height = sizes(line, unit * rng.uniform(0.9, 1.2), 230, 100, 0.5, 0.4)
+    width, height = sizes(line, unit * rng.uniform(0.9, 1.2), 250, 120, 0.46, 0.35)
     panel = (26, 28, 34) if rng.random() < 0.7 else (222, 222, 216)
     plate = Plate(width, height, panel)
     plate.box(0, 0, 1, 1, panel, (120, 120, 124), 0.03, radius=0.15)
@@ -45,7 +45,7 @@ def coin(rng, colour, line, unit):
     plate, fill, s = counter(rng, colour, line, unit)
     plate.disc(s * 0.53, 0.5, 0.39, fill)
     plate.disc(s * 0.53, 0.5, 0.28, None, ink_for(rng, fill), 0.05)
-    plate.box(s * 0.53 - 0.03 * s, 0.34, s * 0.53 + 0.03 * s, 0.66, ink_for(rng, fill))
+    plate.shape(((s * 0.53, 0.36), (s * 0.65, 0.5), (s * 0.53, 0.64), (s * 0.41, 0.5)), ink_for(rng, fill))
     return plate
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 from . import driving, gaming, household, ui
-from .draw import PAINT
+from .draw import ALL_COLOURS, PAINT
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ KINDS = (
     Kind("exit sign", "driving", "rectangle", ("{c} exit sign", "{c} arrow sign"), {"exit": 3, "word": 2}, driving.exit_sign, ("where does the {d} lead?",)),
     Kind("diamond sign", "driving", "diamond", ("{c} diamond sign", "{c} warning sign"), {"word": 3, "number": 1, "code": 1}, driving.diamond_sign,
          ("what does the {d} warn of?",)),
-    Kind("car", "driving", "car", ("plate of the {c} car", "licence plate of the {c} car", "number plate on the {c} car"), {"plate": 1}, driving.car),
-    Kind("traffic light", "driving", "tall rectangle", ("{c} traffic light", "{c} signal light"), {"number": 1}, driving.traffic_light,
+    Kind("car", "driving", "car", ("plate of the {c} car", "licence plate of the {c} car", "number plate on the {c} car"), {"plate": 1}, driving.car, colours=ALL_COLOURS),
+    Kind("traffic light", "driving", "tall rectangle", ("{c} traffic light", "{c} signal light"), {"seconds": 1}, driving.traffic_light,
          ("how many seconds are on the {d}?",), ("red", "yellow", "green")),
-    Kind("bus", "driving", "bus", ("{c} bus",), {"exit": 2, "word": 2}, driving.bus, ("which line is the {d}?",)),
+    Kind("bus", "driving", "bus", ("{c} bus",), {"exit": 2, "word": 2}, driving.bus, ("which line is the {d}?",), ALL_COLOURS),
     Kind("octagon sign", "driving", "octagon", ("{c} octagon sign", "{c} eight-sided sign"), {"word": 2, "code": 1}, driving.octagon_sign),
 
     Kind("price tag", "household", "tag", ("{c} price tag", "{c} tag"), {"price": 3, "percent": 1}, household.price_tag,
@@ -42,9 +42,9 @@ KINDS = (
          ("what time is it on the {d}?", "what time does the {d} show?")),
     Kind("thermostat", "household", "disc", ("{c} thermostat", "{c} round thermostat", "{c} dial"), {"temperature": 1}, household.thermostat,
          ("how warm is it by the {d}?", "what temperature does the {d} show?")),
-    Kind("book", "household", "tall rectangle", ("{c} book",), {"word": 2, "code": 1}, household.book, ("what is the title of the {d}?",)),
+    Kind("book", "household", "tall rectangle", ("{c} book",), {"word": 2, "code": 1}, household.book, ("what is the title of the {d}?",), ALL_COLOURS),
     Kind("calendar", "household", "square", ("{c} calendar",), {"date": 2, "number": 1}, household.calendar, ("what date is on the {d}?",)),
-    Kind("mug", "household", "mug", ("{c} mug", "{c} cup"), {"word": 2, "number": 1}, household.mug),
+    Kind("mug", "household", "mug", ("{c} mug", "{c} cup"), {"word": 2, "number": 1}, household.mug, colours=ALL_COLOURS),
     Kind("washing machine", "household", "square", ("{c} washing machine", "{c} washer"), {"time": 2, "code": 1, "percent": 1}, household.washing_machine,
          ("what is on the display of the {d}?",)),
 

@@ -17,7 +17,7 @@ NEAR = {"red": ("orange",), "orange": ("red", "yellow"), "yellow": ("orange",), 
 # place -> (axis, towards, how it is said: after the noun, or before it)
 SIDES = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
 SAID = {"left": ("{n} on the left", "{n} to the left", "left {n}"), "right": ("{n} on the right", "{n} to the right", "right {n}"),
-        "top": ("{n} at the top", "upper {n}", "top {n}"), "bottom": ("{n} at the bottom", "lower {n}", "bottom {n}")}
+        "top": ("{n} at the top", "{n} near the top", "upper {n}"), "bottom": ("{n} at the bottom", "{n} near the bottom", "lower {n}")}
 MOST = {"left": "leftmost {n}", "right": "rightmost {n}", "top": "highest {n}", "bottom": "lowest {n}"}
 
 

@@ -10,6 +10,7 @@ from .dense import make_dense
 from .draw import bend, lay, random_look, weather
 from .fonts import load_faces
 from .kinds import DOMAINS, KINDS, kinds_of
+from .places import PLACES
 from .prompts import TEMPLATES, Question, ask_absent, ask_all
 from .settings import prepare
 from .splits import SPLITS, check_split
@@ -49,13 +50,14 @@ class Scenes:
     split:    "train", "val" or "test": no font family, photograph, word or random number is in two of them
     domains:  which of DOMAINS; frame i has domains[i % len(domains)]
     frame_px: (h, w); things are drawn at the size they have in 3840x2160, times the root of the area ratio
-    cap_px:   lowest and highest height of capitals at 3840x2160; small ones are more frequent (uniform in the logarithm)
+    cap_px:   lowest and highest height of capitals at 3840x2160; small ones are more frequent: the share up to c is (log(c / low) / log(high / low)) ** (1 / cap_power)
     fallback: also work, poorly, where fonts or word lists are not installed
     Ask for frames in order: BLOCK of them share their backgrounds, which take longer to make than a frame.
     """
 
-    def __init__(self, split="train", seed=0, domains=DOMAINS, frame_px=(2160, 3840), cap_px=CAP_PX, fallback=False):
+    def __init__(self, split="train", seed=0, domains=DOMAINS, frame_px=(2160, 3840), cap_px=CAP_PX, cap_power=1.3, fallback=False):
         self.split, self.seed, self.domains, self.frame_px, self.cap_px = check_split(split), int(seed), tuple(domains), tuple(frame_px), cap_px
+        self.cap_power = cap_power
         wrong = [name for name in self.domains if name not in DOMAINS]
         if wrong or not self.domains:
             raise ValueError(f"[training.scenes] got domains {self.domains}; some of {', '.join(DOMAINS)} are needed. Leave out {wrong or 'the argument'}.")
@@ -78,14 +80,16 @@ class Scenes:
             raise IndexError(f"[training.scenes] got frame {i}; 0 or more is needed. Count frames from 0.")
         return np.random.default_rng([SPLITS.index(self.split), self.seed, int(i), stream])
 
-    def _canvas_key(self, i, rng):
+    def _canvas(self, i, rng, domain):
+        """(key, what) of the canvas of frame i: half photographs; the rest patterns and, outside screens, a drawn place"""
         which = int(rng.integers(CANVASES))
-        return (SPLITS.index(self.split), self.seed, int(i) // BLOCK, which), which % 2 == 0
+        what = "photo" if which % 2 == 0 else domain if which == 3 and domain in PLACES else "pattern"
+        return (SPLITS.index(self.split), self.seed, int(i) // BLOCK, which), what
 
     def __getitem__(self, i: int) -> Scene:
         rng = self._rng(i, 0)
         domain = self.domains[i % len(self.domains)]
-        canvas = self._canvas_key(i, rng)
+        canvas = self._canvas(i, rng, domain)
         h, w = self.frame_px
         while True:
             frame = None
@@ -134,7 +138,7 @@ class Scenes:
 
     def _draw(self, rng, look, kind, colour, text, _):
         low, high = np.log(self.cap_px[0] * 1.04), np.log(self.cap_px[1] * 0.96)
-        cap = float(np.exp(rng.uniform(low, high))) * self.unit
+        cap = float(np.exp(low + (high - low) * rng.random() ** self.cap_power)) * self.unit
         line = self.faces[rng.integers(len(self.faces))].line(text, cap, rng.uniform(0, 0.12) * cap if rng.random() < 0.3 else 0.0)
         cut = bend(kind.draw(rng, colour, line, self.unit), rng, look)
         cut.picture = weather(cut.picture, rng, look, line.cap_px, self.grain)
@@ -169,5 +173,5 @@ class Scenes:
         """A piece of a frame full of text: (frame (h, w, 3) uint8, code (n,) uint8, boxes (n, 4) float32 pixels). code is ord(character).
         The piece is in frame pixels of 3840x2160: capitals are cap_px high."""
         rng = self._rng(i, 1)
-        key, photo = self._canvas_key(i, rng)
-        return make_dense(rng, self.canvases.cut(rng, key, photo, canvas_px), self.faces, self.words, self.cap_px, self.grain)
+        key, what = self._canvas(i // BLOCK, rng, "")
+        return make_dense(rng, self.canvases.cut(rng, key, what, canvas_px), self.faces, self.words, self.cap_px, self.grain)

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from .draw import PAINT, paint
 
 
 def prepare(domain: str, canvases, canvas, rng, unit: float) -> np.ndarray:
-    """canvas: (key, photo) of Canvases -> a new (h, w, 3) uint8 frame"""
-    key, photo = canvas
+    """canvas: (key, what) of Canvases -> a new (h, w, 3) uint8 frame"""
+    key, what = canvas
     if domain == "ui" and rng.random() < 0.7:
         h, w = canvases.frame_px
         level = int(rng.integers(20, 60)) if rng.random() < 0.4 else int(rng.integers(205, 246))
@@ -17,8 +18,8 @@ def prepare(domain: str, canvases, canvas, rng, unit: float) -> np.ndarray:
         frame[:, :] = tint
         screen(frame, rng, unit, tint)
         return frame
-    frame = canvases.cut(rng, key, photo)
-    if domain == "driving":
+    frame = canvases.cut(rng, key, what)
+    if domain in ("driving", "household"):
         clutter(frame, rng, unit)
     return frame
 
@@ -50,9 +51,18 @@ def screen(frame, rng, unit, ground):
 
 
 def clutter(frame, rng, unit):
-    """Posts and plain blocks, as roads have them: things without a text."""
+    """Posts and plain shapes in dull colours: things without a text."""
     h, w = frame.shape[:2]
-    for _ in range(int(rng.integers(0, 5))):
+    for _ in range(int(rng.integers(0, 4))):
         x, y = int(rng.uniform(0, 0.95) * w), int(rng.uniform(0.1, 0.8) * h)
         width, height = int(rng.uniform(8, 26) * unit), int(rng.uniform(200, 900) * unit)
         frame[y:y + height, x:x + width] = np.uint8(rng.integers(60, 190))
+    for _ in range(int(rng.integers(0, 6))):
+        side = int(rng.uniform(50, 260) * unit)
+        x, y = int(rng.integers(0, w - side)), int(rng.integers(0, h - side))
+        area = frame[y:y + side, x:x + int(side * rng.uniform(0.5, 1))]
+        picture = Image.fromarray(area)
+        colour = tuple(int(v) for v in rng.integers(40, 200) + rng.integers(-25, 26, 3))
+        pen = ImageDraw.Draw(picture)
+        (pen.rectangle, pen.ellipse)[rng.integers(2)]((0, 0, area.shape[1] - 1, side - 1), colour)
+        area[...] = np.asarray(picture)

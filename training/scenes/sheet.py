@@ -33,7 +33,8 @@ def draw_cell(scene) -> Image.Image:
 
 
 def draw_sheet(scenes, first: int = 0, count: int = 12, columns: int = 3) -> Image.Image:
-    cells = [draw_cell(scenes[first + k]) for k in range(count)]
+    """Frames first, first + 65, ...: one of each domain in turn, each with backgrounds of its own"""
+    cells = [draw_cell(scenes[first + 65 * k]) for k in range(count)]
     w, h = cells[0].size
     sheet = Image.new("RGB", (columns * (w + 6), -(-count // columns) * (h + 6)), (90, 90, 90))
     for k, cell in enumerate(cells):
