@@ -24,6 +24,7 @@ from .reference.config import Ps3Config
 from .reference.model import Ps3Model
 from .reference.side_files import PreprocessorConfig, TokenizerConfig
 from .streaming import Streamed
+from .tokenizer_files import read_prompt_tokenizer
 from .weights import Checkpoint
 from .write_bundle import BundleWriter, SafetensorsLayout
 
@@ -63,7 +64,7 @@ def make_bundle(checkpoint: str, output: str | Path, *, revision: str | None = N
     preprocessor = PreprocessorConfig.read(source.folder, config.vision.scales_px[-1])
     text = {}
     if config.text is not None:
-        text = dict(tokenizer=_tokenizer(source.folder, tokenizer), clean=TokenizerConfig.read(source.folder).clean)
+        text = dict(tokenizer=read_prompt_tokenizer(source.folder, config.text.context_length, tokenizer), clean=TokenizerConfig.read(source.folder).clean)
     name = Path(source.source).name if source.revision is None else source.source
     licence = _licence(source)
     write(source, Prepared(config, name, licence, preprocessor.mean, preprocessor.std, **text), output, progress, precision)
@@ -209,44 +210,6 @@ def _contrast(source) -> dict | None:
         return None
     return {"scale": float(np.exp(source.array("logit_scale").reshape(-1)[0])),
             "bias": float(source.array("logit_bias").reshape(-1)[0]) if "logit_bias" in keys else 0.0}
-
-
-def _tokenizer(folder: Path, given: str | Path | None) -> bytes:
-    """tokenizer.json with its padding: the one given, the folder's own, or that of the tokenizer which tokenizer_config.json names.
-
-    PS3's text tower has no mask, so the id that pads a text matters. tokenizer.json often leaves it to the files beside it.
-    """
-    from tokenizers import Tokenizer
-    if given is None and (folder / "tokenizer.json").is_file():
-        given = folder / "tokenizer.json"
-    name = TokenizerConfig.read(folder).tokenizer_name
-    try:
-        if given is not None:
-            tokenizer, beside = Tokenizer.from_str(Path(given).read_text("utf-8")), lambda file: Path(given).parent / file
-        else:
-            from huggingface_hub import hf_hub_download
-            beside = lambda file: Path(hf_hub_download(name, file))
-            tokenizer = Tokenizer.from_str(beside("tokenizer.json").read_text("utf-8"))
-    except Exception as error:      # tokenizers and the hub raise a dozen classes
-        where = given or f"the tokenizer {name!r} on the hub"
-        raise ExportError(f"[export] {where} cannot be read: {error}. Download tokenizer.json of {name!r} and the files beside it, and pass --tokenizer FILE.") from error
-    pad = None if tokenizer.padding else _pad_token(beside)
-    if pad is not None and tokenizer.token_to_id(pad) is not None:
-        tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
-    return tokenizer.to_str().encode()
-
-
-def _pad_token(beside: Callable[[str], Path]) -> str | None:
-    """pad_token as special_tokens_map.json or tokenizer_config.json beside a tokenizer name it."""
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            token = json.loads(beside(file).read_text("utf-8")).get("pad_token")
-        except Exception:           # not there, not JSON, or not to be had
-            continue
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
-            return token
-    return None
 
 
 def _licence(source: Checkpoint) -> str:

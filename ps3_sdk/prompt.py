@@ -42,33 +42,35 @@ def clean(text: str, how: str) -> str:
 
 
 class PromptTokenizer:
-    """Text -> (1, context_length) int64 ids, padded with pad_id; longer texts are cut, which is noted."""
+    """Text -> (1, context_length) int64 ids, padded with pad_id; longer texts are cut, which is noted.
+
+    tokenizer.json says on which side a text is padded and cut; its own start and end tokens stay, also around a cut text.
+    """
 
     def __init__(self, bundle):
         from tokenizers import Tokenizer
 
         self.spec = bundle.manifest["text"]
+        length = self.spec["context_length"]
         try:
-            self._tokenizer = Tokenizer.from_str(bytes(bundle.member(self.spec["tokenizer"])).decode())
+            tokenizer = Tokenizer.from_str(bytes(bundle.member(self.spec["tokenizer"])).decode())
+            padding, truncation = tokenizer.padding or {}, tokenizer.truncation or {}
+            tokenizer.enable_truncation(length, direction=truncation.get("direction", "right"))
+            tokenizer.enable_padding(direction=padding.get("direction", "right"), pad_id=self.spec["pad_id"], pad_token=padding.get("pad_token", "<pad>"),
+                                     length=length)
         except Exception as error:      # the library raises plain Exception
             raise BundleError(f"[prompt] {bundle.path} holds a tokenizer that cannot be read: {error}. Export the bundle again.") from error
-        length = self.spec["context_length"]
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._end = self._ending()
-        self._length = length
-
-    def _ending(self) -> list[int]:
-        """The ids that the tokenizer's own template appends to any text (T5-like tokenizers end with </s>)."""
-        bare, full = self._tokenizer.encode("a", add_special_tokens=False).ids, self._tokenizer.encode("a").ids
-        return full[len(bare):] if full[:len(bare)] == bare else []
+        self._tokenizer = tokenizer
 
     def __call__(self, text: str) -> tuple[np.ndarray, list[str]]:
         """Returns ids and notes. Raises InputError when `text` is no str."""
         if not isinstance(text, str):
             raise InputError(f"[encode_prompt] the prompt is {type(text).__name__}; it must be a str. Pass vectors as prompt_embedding=.")
-        ids, notes, length = self._tokenizer.encode(clean(text, self.spec["clean"])).ids, [], self._length
-        if len(ids) > length:
-            notes.append(f"the prompt has {len(ids)} tokens; the model reads the first {length}")
-            ids = ids[:length - len(self._end)] + self._end
-        return np.array([ids + [self.spec["pad_id"]] * (length - len(ids))], np.int64), notes
+        found = self._tokenizer.encode(clean(text, self.spec["clean"]))
+        notes = []
+        if found.overflowing:
+            parts = [found, *found.overflowing]
+            ends = sum(found.special_tokens_mask)
+            total = ends + sum(sum(part.attention_mask) - ends for part in parts)
+            notes.append(f"the prompt has {total} tokens; the model reads {len(found.ids)} of them")
+        return np.array([found.ids], np.int64), notes
