@@ -5,12 +5,12 @@
     writer.add_bytes("llm.onnx", llm.to_onnx("llm.safetensors", llm.layout.offsets))
     measure_llm(Decoder(ort.load(draft, "llm"), llm.spec), reference, embed)            # how far off it is, on these weights
 
-fp32 and fp16 are the builder's own. int4 is its fp32 graph with every matrix quantised here, tensor by tensor, by ONNX Runtime's own
-routine: the same bytes the builder's int4 has, without its holding the whole model in memory three times.
+The builder is asked for the graph alone (llm_graph.py); matrices are read from the checkpoint under its names, turned, joined and
+converted as it does it. int4 is its fp32 graph with every matrix quantised here by ONNX Runtime's own routine. The bytes are those
+the builder's own fp32, fp16 and int4 have, without its holding the whole model in memory.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Callable
@@ -20,13 +20,15 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from ps3_sdk.decode import Decoder, DecoderSpec
-from ps3_sdk.errors import ExportError, RuntimeFailedError
+from ps3_sdk.decode import DecoderSpec
+from ps3_sdk.errors import ExportError
 from ps3_sdk.tensors import DTYPES
 
 from . import llm_builder
-from .check import relative_error
 from .graph import LOCATION_PREFIX, OFFSET_DIGITS, Port
+from .llm_check import DecoderApart, measure_llm  # noqa: F401  (part of this module's words)
+from .llm_graph import FROM_CHECKPOINT
+from .llm_weights import BLOCK, StoredTensor, from_checkpoint, quantise, quantised  # noqa: F401
 from .reference.fields import Fields
 from .reference.vila.config import LlmConfig
 from .reference.vila.tokenizer import read_tokenizer
@@ -34,7 +36,6 @@ from .weights import Checkpoint
 from .write_bundle import SafetensorsLayout
 
 LLM_PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "int4": "fp32"}      # ours -> the builder's
-BLOCK = 32              # int4: weights that share a scale
 INLINE_BYTES = 64 << 10     # larger tensors that the builder left inside the graph are moved out
 _STORED = {TensorProto.FLOAT: "F32", TensorProto.FLOAT16: "F16", TensorProto.INT64: "I64", TensorProto.INT32: "I32", TensorProto.UINT8: "U8",
            TensorProto.INT8: "I8"}
@@ -42,26 +43,12 @@ _ONNX = {word: kind for kind, word in _STORED.items()}
 _EMBEDDING = "model.embed_tokens.weight"
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor as it will lie in the bundle. dtype: safetensors' word | load: reads or makes it now."""
-    name: str
-    shape: tuple[int, ...]
-    load: Callable[[], np.ndarray]
-    dtype: str
-
-    @property
-    def num_bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * DTYPES[self.dtype].itemsize
-
-
 def build_llm(folder: str | Path, work_dir: str | Path, precision: str = "fp32", progress: Callable[[str], None] = lambda line: None, *,
               vocabulary: int | None = None) -> "LlmGraph":
     """Make the network of a checkpoint's llm folder (Qwen2, Llama, Mistral).
 
     Args:
-        work_dir: where the builder writes: 4 bytes per parameter of free disk (fp16: 2). Leave it until the bundle is written; a
-            finished build found there is used again.
+        work_dir: where the builder writes the graph; one found there is used again.
         vocabulary: ids that exist, default those of the tokenizer. Stored tables are often padded beyond it; the public model cuts
             the rows off on loading, here the token loop cuts the logits, which spares a copy of the largest matrix.
     Raises:
@@ -76,7 +63,7 @@ def build_llm(folder: str | Path, work_dir: str | Path, precision: str = "fp32",
     ids = vocabulary or read_tokenizer(folder)[0].get_vocab_size()
     built = llm_builder.run_builder(checkpoint, config, Path(work_dir), LLM_PRECISIONS[precision], progress)
     progress(f"llm: {config.depth} layers, {precision}")
-    return LlmGraph(built, config, precision, min(ids, config.vocab_size))
+    return LlmGraph(built, checkpoint, config, precision, min(ids, config.vocab_size))
 
 
 def token_embedding(folder: str | Path, vocabulary: int | None = None) -> StoredTensor:
@@ -86,28 +73,28 @@ def token_embedding(folder: str | Path, vocabulary: int | None = None) -> Stored
     checkpoint = _checkpoint(folder, config)
     rows = min(vocabulary or read_tokenizer(folder)[0].get_vocab_size(), config.vocab_size)
     dtype = "F16" if checkpoint.dtype(_EMBEDDING) == "F16" else "F32"
-    return StoredTensor("token_embedding", (rows, config.width), lambda: checkpoint.array(_EMBEDDING)[:rows].astype(DTYPES[dtype]), dtype)
+    return StoredTensor("token_embedding", (rows, config.width), lambda: checkpoint.array(_EMBEDDING)[:rows].astype(DTYPES[dtype], copy=False), dtype)
 
 
 class LlmGraph:
-    """A language model's network, written by the builder into `folder`.
+    """A language model's network: the builder's graph at `path`, weights of `checkpoint`.
 
     name, precision, config | vocabulary: ids that exist | weights: {name: StoredTensor} | inputs, outputs: Ports | spec: for ps3_sdk's Decoder |
     layout: of its safetensors member.
     """
     name = "llm"
 
-    def __init__(self, folder: Path, config: LlmConfig, precision: str, vocabulary: int):
+    def __init__(self, path: Path, checkpoint: Checkpoint, config: LlmConfig, precision: str, vocabulary: int):
         self.config, self.precision, self.vocabulary = config, precision, vocabulary
         self.weights: dict[str, StoredTensor] = {}
         try:
-            self._model = onnx.load(folder / llm_builder.MODEL, load_external_data=False)
+            self._model = onnx.load(path, load_external_data=False)
         except Exception as error:      # protobuf raises its own classes
-            raise ExportError(f"[llm] {folder / llm_builder.MODEL} cannot be read: {error}. Remove the folder and export again.") from error
+            raise ExportError(f"[llm] {path} cannot be read: {error}. Remove it and export again.") from error
         graph = self._model.graph
         self._inline_constants(graph)
         for tensor in graph.initializer:
-            self._take(folder, tensor)
+            self._take(checkpoint, tensor)
         del graph.initializer[:], graph.value_info[:]
         if config.rope_factor != 1.0:
             self._stretch_positions()
@@ -150,19 +137,16 @@ class LlmGraph:
         model.graph.initializer.extend(tensors)
         return model.SerializeToString(deterministic=True)
 
-    def _take(self, folder: Path, tensor: TensorProto) -> None:
+    def _take(self, checkpoint: Checkpoint, tensor: TensorProto) -> None:
         if tensor.data_type not in _STORED:
             raise ExportError(f"[llm] the builder stored {tensor.name} as {TensorProto.DataType.Name(tensor.data_type)}; {', '.join(DTYPES)} can be bundled. "
                               "Choose another precision.")
         name, shape, dtype = tensor.name, tuple(tensor.dims), _STORED[tensor.data_type]
-        if tensor.data_location == TensorProto.EXTERNAL:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            path, offset = folder / place["location"], int(place.get("offset", 0))
-            load = lambda: np.memmap(path, DTYPES[dtype], "r", offset, shape) if 0 not in shape else np.empty(shape, DTYPES[dtype])
+        if tensor.data_location == TensorProto.EXTERNAL and any(entry.value == FROM_CHECKPOINT for entry in tensor.external_data):
+            self.weights[name] = from_checkpoint(name, shape, dtype, checkpoint, self.config.tied)
         else:
             array = numpy_helper.to_array(tensor)
-            load = lambda: array
-        self.weights[name] = StoredTensor(name, shape, load, dtype)
+            self.weights[name] = StoredTensor(name, shape, lambda: array, dtype)
 
     @staticmethod
     def _inline_constants(graph) -> None:
@@ -209,53 +193,10 @@ class LlmGraph:
             if node.op_type != "MatMul" or node.input[1] not in self.weights:
                 continue
             full = self.weights.pop(node.input[1])
-            (rows, cols), blocks = full.shape, -(-full.shape[0] // BLOCK)
-            values, scales = f"{full.name}_Q4", f"{full.name}_scales"
-            self.weights[values] = StoredTensor(values, (cols, blocks, BLOCK // 2), lambda full=full: quantise(full.load())[0], "U8")
-            self.weights[scales] = StoredTensor(scales, (cols, blocks), lambda full=full: quantise(full.load())[1], "F32")
-            node.CopyFrom(helper.make_node("MatMulNBits", [node.input[0], values, scales], list(node.output), name=f"{node.name}_Q4", domain="com.microsoft",
+            (rows, cols), pair = full.shape, quantised(full)
+            self.weights |= {tensor.name: tensor for tensor in pair}
+            node.CopyFrom(helper.make_node("MatMulNBits", [node.input[0], *(tensor.name for tensor in pair)], list(node.output), name=f"{node.name}_Q4", domain="com.microsoft",
                                            K=rows, N=cols, bits=4, block_size=BLOCK, accuracy_level=4))
-
-
-def quantise(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(in, out) f32 -> (out, blocks, 16) u8, two weights a byte, and (out, blocks) f32 scales: w is about (nibble - 8) * scale."""
-    from onnxruntime.capi._pybind_state import quantize_matmul_4bits    # what onnxruntime.quantization itself calls
-    rows, cols = matrix.shape
-    blocks = -(-rows // BLOCK)
-    matrix = np.ascontiguousarray(np.pad(matrix, ((0, blocks * BLOCK - rows), (0, 0))) if rows % BLOCK else matrix, np.float32)
-    packed, scales = np.zeros((cols, blocks, BLOCK // 2), np.uint8), np.zeros((cols, blocks), np.float32)
-    quantize_matmul_4bits(packed, matrix, scales, np.zeros((cols, (blocks + 1) // 2), np.uint8), BLOCK, cols, rows, True)
-    return packed, scales
-
-
-def measure_llm(decoder: Decoder, reference, embed, *, rows: int = 64, steps: int = 32, seed: int = 0) -> dict:
-    """How far a language model's network is from the PyTorch reference, on these weights.
-
-    Args:
-        reference: reference.vila.llm.Decoder, f32 | embed: ids -> rows, a TokenEmbedding.
-        rows, steps: random tokens that are prefilled in two parts, and that follow one by one.
-    Returns:
-        {"hidden", "logits": largest difference over the largest value, inf where the network gave NaN; "argmax_agreement": share of
-        steps with the same most probable id; "against", "inputs": in words}.
-    """
-    rows, steps = min(rows, max(decoder.spec.context_length - 2, 1)), min(steps, max(decoder.spec.context_length - rows - 1, 1))
-    ids = np.random.Generator(np.random.PCG64(seed)).integers(0, decoder.spec.vocabulary, rows + steps)
-    sequence = embed(ids)
-    with torch.inference_mode():
-        hidden, _ = reference(torch.from_numpy(np.array(sequence, np.float32))[None])
-        hidden = hidden[0, rows - 1:]
-        logits = reference.logits(hidden)[:, :decoder.spec.vocabulary].numpy()
-    against = {"against": f"PyTorch {torch.__version__.split('+')[0]} float32", "inputs": f"{rows} random tokens in two parts, {steps} more one by one"}
-    try:
-        state = decoder.prefill(sequence[rows // 2:rows], decoder.prefill(sequence[:rows // 2]))
-        states = [state]
-        for row in sequence[rows:]:
-            states.append(decoder.prefill(row[None], states[-1]))
-    except RuntimeFailedError:      # NaN: this precision cannot hold these weights
-        return {"hidden": float("inf"), "logits": float("inf"), "argmax_agreement": 0.0, **against}
-    got = np.stack([state.logits for state in states])
-    return {"hidden": relative_error(np.stack([state.hidden for state in states]), hidden.numpy()), "logits": relative_error(got, logits),
-            "argmax_agreement": float((got.argmax(1) == logits.argmax(1)).mean()), **against}
 
 
 def _checkpoint(folder: Path, config: LlmConfig) -> Checkpoint:

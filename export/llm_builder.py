@@ -1,8 +1,7 @@
-"""Runs onnxruntime-genai's model builder on a language model, in a process of its own.
+"""Runs onnxruntime-genai's model builder on a language model, in a process of its own, for its graph (llm_graph.py).
 
-The builder reads the checkpoint through the transformers library and writes model.onnx with model.onnx.data; what else it writes (a
-tokenizer, stop ids it has thought up) is not used. It is given a folder made for it: links to the weights, a config.json of known keys,
-a stand-in tokenizer. So nothing in the checkpoint can make it run code or reach for the network.
+What else it writes (a tokenizer, stop ids it has thought up) is not used. It is given a folder made for it: a config.json of known
+keys, a stand-in tokenizer. So nothing in the checkpoint can make it run code or reach for the network.
 """
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ from .weights import INDEX, SINGLE, Checkpoint
 NEEDED = {"onnxruntime-genai": (0, 18), "transformers": (5, 23)}     # older builders write other graphs or do not start
 PROVIDERS = {"fp32": "cpu", "fp16": "cuda"}     # whose graph: the builder's fp16 for the CPU repeats keys per head and fails at the second run
 OPTIONS = ("exclude_embeds=true", "include_hidden_states=true", "prune_lm_head=true")     # rows in; hidden states out; logits of the last row
-MODEL, DONE = "model.onnx", "built.json"
-_TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+MODEL = "model.onnx"
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 _LAYER = re.compile(r"Reading layer (\d+)")
 
@@ -46,47 +44,39 @@ def check_packages() -> dict[str, str]:
 
 
 def run_builder(checkpoint: Checkpoint, config: LlmConfig, work_dir: Path, precision: str, progress: Callable[[str], None]) -> Path:
-    """The folder with model.onnx and model.onnx.data, below work_dir. precision: fp32 or fp16.
+    """The graph's file, below work_dir: matrices are named and shaped in it, see llm_graph.py. precision: fp32 or fp16.
 
-    A finished build of the same files, settings and versions is used again. An interrupted one is begun anew.
+    A finished graph of the same files, settings and versions is used again.
     Raises: RuntimeMissingError: see check_packages. ExportError: the builder failed or the disk is full; the text ends with its last words.
     """
-    stamp = json.dumps({"packages": check_packages(), "options": [precision, *OPTIONS], "config": config.__dict__,
-                        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in _weight_files(checkpoint.folder)]}, indent=1)
-    target, part = work_dir / f"llm-{precision}", work_dir / f"llm-{precision}.part"
+    stamp = json.dumps({"packages": check_packages(), "options": [precision, *OPTIONS], "config": config.__dict__, "files": file_stamps(checkpoint.folder)}, indent=1)
+    target, done, part = work_dir / f"llm-{precision}.onnx", work_dir / f"llm-{precision}.json", work_dir / f"llm-{precision}.part"
     try:
-        if (target / DONE).is_file() and (target / DONE).read_text() == stamp:
+        if target.is_file() and done.is_file() and done.read_text() == stamp:
             progress(f"llm: {target} is already built")
             return target
-        for leftover in (target, part):
-            shutil.rmtree(leftover, ignore_errors=True)
-        source = work_dir / "llm-checkpoint"
-        shutil.rmtree(source, ignore_errors=True)
-        source.mkdir(parents=True)
-        _write_checkpoint(source, checkpoint, config)
-        _call(source, part, precision, config, progress)
-        (part / DONE).write_text(stamp)
-        part.rename(target)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        _write_stand_in(part / "source", config)
+        _call(checkpoint.folder, part, precision, config, progress)
+        done.unlink(missing_ok=True)
+        (part / MODEL).replace(target)
+        done.write_text(stamp)
     except OSError as error:
-        raise ExportError(f"[llm] {work_dir} cannot be written: {error.strerror or error}. Choose a folder with room for the language model.") from error
+        raise ExportError(f"[llm] {work_dir} cannot be written: {error.strerror or error}. Choose a folder with some room.") from error
     finally:
-        shutil.rmtree(work_dir / "llm-checkpoint", ignore_errors=True)
         shutil.rmtree(part, ignore_errors=True)
     return target
 
 
-def _write_checkpoint(folder: Path, checkpoint: Checkpoint, config: LlmConfig) -> None:
-    for path in _weight_files(checkpoint.folder):
-        (folder / path.name).symlink_to(path.resolve())
-    dtypes = {checkpoint.dtype(key) for key in checkpoint.keys()}
+def _write_stand_in(folder: Path, config: LlmConfig) -> None:
+    folder.mkdir()
     values = {
         "architectures": [_ARCHITECTURES[config.model_type]], "model_type": config.model_type, "hidden_act": "silu", "hidden_size": config.width,
         "intermediate_size": config.mlp_width, "num_hidden_layers": config.depth, "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_width, "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_positions, "rms_norm_eps": config.norm_epsilon, "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tied, "use_sliding_window": False, "sliding_window": None, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
-        # the file's own dtype, not the one config.json claims; a mixture is widened
-        "torch_dtype": _TORCH_TYPES[dtypes.pop()] if len(dtypes) == 1 else "float32"}
+        "tie_word_embeddings": config.tied, "use_sliding_window": False, "sliding_window": None, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     if config.rope_factor != 1.0:
         values["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_factor}
     put = lambda name, content: (folder / name).write_text(json.dumps(content))
@@ -96,16 +86,17 @@ def _write_checkpoint(folder: Path, checkpoint: Checkpoint, config: LlmConfig) -
                            "post_processor": None, "decoder": None, "model": {"type": "WordLevel", "vocab": {"0": 0}, "unk_token": "0"}})
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files Checkpoint reads: one, or the index and its shards."""
-    if (folder / SINGLE).exists():
-        return [folder / SINGLE]
-    return [folder / INDEX, *(folder / name for name in sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())))]
+def file_stamps(folder: Path) -> list[list]:
+    """What tells two checkpoints apart without reading them: names, sizes and times of the files that Checkpoint reads."""
+    paths = [folder / SINGLE]
+    if not paths[0].exists():
+        paths = [folder / INDEX, *(folder / name for name in sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())))]
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
-def _call(source: Path, target: Path, precision: str, config: LlmConfig, progress: Callable[[str], None]) -> None:
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(target), "-p", precision,
-               "-e", PROVIDERS[precision], "-c", str(target / "cache"), "--extra_options", *OPTIONS]
+def _call(checkpoint: Path, place: Path, precision: str, config: LlmConfig, progress: Callable[[str], None]) -> None:
+    command = [sys.executable, "-m", "ps3_sdk.export.llm_graph", str(checkpoint), str(place / MODEL), "-i", str(place / "source"), "-o", str(place / "out"),
+               "-p", precision, "-e", PROVIDERS[precision], "-c", str(place / "cache"), "--extra_options", *OPTIONS]
     said: deque[str] = deque(maxlen=40)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                                env={**os.environ, "HF_HUB_OFFLINE": "1"})
@@ -134,5 +125,5 @@ def _advice(code: int, said: deque[str]) -> str:
     if any("No space left on device" in line for line in said):
         return "Free some space or choose another work_dir."
     if code == -9:
-        return "The system has probably run out of memory; about twice the size of the checkpoint is needed."
+        return "The system has probably run out of memory. Close other programs and export again."
     return "Check that the checkpoint's llm folder is complete."

@@ -83,7 +83,7 @@ def plain(work):
 def plain_copy(plain, tmp_path):
     """The same with an fp32 build that may be changed."""
     build_llm(*plain)
-    shutil.copytree(plain[1] / "llm-fp32", tmp_path / "work" / "llm-fp32")
+    shutil.copytree(plain[1], tmp_path / "work")
     return plain[0], tmp_path / "work"
 
 
@@ -174,6 +174,34 @@ def test_values_beyond_a_precision_are_measured_as_infinite(work):
 
 
 @needs_builder
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_graph_has_the_bytes_of_the_builders_own(plain, work, precision):
+    folder, place = plain
+    llm = build_llm(folder, place, precision)
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", folder, "-o", work / f"own {precision}", "-p", precision,
+               "-e", llm_builder.PROVIDERS[precision], "-c", work / "cache", "--extra_options", *llm_builder.OPTIONS]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    theirs = onnx.load(work / f"own {precision}" / "model.onnx")
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in theirs.graph.initializer}
+    assert set(tensors) == set(llm.weights) and len(tensors) > 15
+    assert all((array == llm.load(name)).all() for name, array in tensors.items())
+
+
+@needs_builder
+def test_weights_of_the_checkpoint_are_read_when_they_are_written(plain, monkeypatch):
+    """Nothing but vectors is read while the graph is made: a model that does not fit in memory can be exported."""
+    folder, place = plain
+    build_llm(folder, place)
+    read = []
+    monkeypatch.setattr(Checkpoint, "array", lambda self, name, array=Checkpoint.array: read.append(name) or array(self, name))
+    llm = build_llm(folder, place, "int4")
+    assert read == []
+    for name in llm.layout.order:
+        llm.load(name)
+    assert len(read) == len(set(read)), "a matrix was quantised twice"
+
+
+@needs_builder
 def test_int4_has_the_bytes_of_the_builders_own(work):
     folder = tiny_llm.write(work / "int4", tiny_llm.config(intermediate_size=80))       # 80 is not a multiple of the block
     llm = build_llm(folder, work / "int4 work", "int4")
@@ -203,10 +231,10 @@ def test_quantised_weights_are_within_half_a_step():
 @needs_builder
 def test_large_tensors_inside_the_graph_are_moved_out(plain_copy):
     folder, place = plain_copy
-    path = place / "llm-fp32" / "model.onnx"
-    model = onnx.load(path)                     # reads the weights into the graph
+    path = place / "llm-fp32.onnx"
+    model = onnx.load(path, load_external_data=False)
     matrix = next(tensor for tensor in model.graph.initializer if tensor.name.startswith("lm_head"))
-    name, array = matrix.name, onnx.numpy_helper.to_array(matrix)
+    name, array = matrix.name, build_llm(folder, place).load(matrix.name)
     model.graph.initializer.remove(matrix)
     model.graph.node.insert(0, onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(array, "value")))
     path.write_bytes(model.SerializeToString())
@@ -275,13 +303,13 @@ def test_rows_without_an_id_are_cut_as_in_the_reference(work):
 def test_a_finished_build_is_used_again_and_a_changed_checkpoint_is_not(work):
     folder, place, said = tiny_llm.write(work / "again"), work / "again work", []
     build_llm(folder, place, progress=said.append)
-    assert "llm: layer 2 of 2" in said and sorted(path.name for path in place.iterdir()) == ["llm-fp32"]
-    before = (place / "llm-fp32" / "model.onnx").stat().st_mtime_ns
+    assert "llm: layer 2 of 2" in said and sorted(path.name for path in place.iterdir()) == ["llm-fp32.json", "llm-fp32.onnx"]
+    before = (place / "llm-fp32.onnx").stat().st_mtime_ns
     build_llm(folder, place, "int4")        # is made from the fp32 graph
-    assert (place / "llm-fp32" / "model.onnx").stat().st_mtime_ns == before
+    assert (place / "llm-fp32.onnx").stat().st_mtime_ns == before
     tiny_llm.write(folder, seed=1)
     build_llm(folder, place)
-    assert (place / "llm-fp32" / "model.onnx").stat().st_mtime_ns > before
+    assert (place / "llm-fp32.onnx").stat().st_mtime_ns > before
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
@@ -318,11 +346,15 @@ def test_a_failing_builder_leaves_nothing_behind(tmp_path, monkeypatch, script, 
 @needs_builder
 def test_another_builders_graph_is_refused(plain_copy):
     folder, place = plain_copy
-    path = place / "llm-fp32" / "model.onnx"
+    path = place / "llm-fp32.onnx"
     model = onnx.load(path, load_external_data=False)
     del model.graph.output[0]
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ExportError, match="the builder's graph has outputs"):
+        build_llm(folder, place)
+    model.graph.initializer[-1].name = "lm_head.Gemm.weight"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match="has a matrix lm_head.Gemm.weight of F32 .*none of this checkpoint"):
         build_llm(folder, place)
     path.write_bytes(b"no graph")
     with pytest.raises(ExportError, match="cannot be read"):
