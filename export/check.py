@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ps3_sdk import _core
+from ps3_sdk.datasheet import ON_A_FRAME
 from ps3_sdk.errors import ExportError
 from ps3_sdk.frame import Frame
 
@@ -59,14 +60,23 @@ def sample_picture(height: int = 720, width: int = 1280, seed: int = 0) -> np.nd
     return np.clip(np.asarray(picture, np.int16) + rng.integers(-8, 9, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
+def read_picture(path) -> np.ndarray:
+    """(height, width, 3) uint8 RGB of a picture file. Raises ExportError when it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ExportError(f"[check] {path} cannot be read as a picture ({error}); a picture file is needed. Pass a JPEG or PNG.") from error
+
+
 def measure(streamed: Streamed, networks: dict, geometry: dict, tables: dict[str, np.ndarray], folder: Path, precision: str = "fp32",
-            progress=lambda line: None) -> dict[str, dict]:
+            progress=lambda line: None, picture: np.ndarray | None = None) -> dict[str, dict]:
     """Run every stage beside the reference: {stage: {max_relative_error, against, inputs}}.
 
     streamed: the reference. networks: name -> ps3_sdk.runtimes Network. folder: where large results wait for each other.
-    Raises ExportError when a stage is further than its limit from the reference.
+    picture: (height, width, 3) uint8, default sample_picture(). Raises ExportError when a stage is further than its limit from the reference.
     """
-    compare = Comparison(streamed, networks, geometry, tables, folder, progress)
+    compare = Comparison(streamed, networks, geometry, tables, folder, progress, picture)
     with torch.inference_mode():
         errors = compare.run()
     against = f"PyTorch {torch.__version__.split('+')[0]} float32"
@@ -79,11 +89,11 @@ def measure(streamed: Streamed, networks: dict, geometry: dict, tables: dict[str
 
 
 class Comparison:
-    def __init__(self, streamed: Streamed, networks: dict, geometry: dict, tables: dict[str, np.ndarray], folder: Path, progress):
+    def __init__(self, streamed: Streamed, networks: dict, geometry: dict, tables: dict[str, np.ndarray], folder: Path, progress, picture):
         self.networks, self.geometry, self.tables, self.folder, self.progress = networks, geometry, tables, folder, progress
         self.streamed, self.model = streamed, streamed.model.eval()
         self.stages = stages(self.model)
-        self.picture = sample_picture()
+        self.picture, self.what = (sample_picture(), "the picture") if picture is None else (picture, ON_A_FRAME)
         self.batch = 1 if geometry["width"] >= LARGE_WIDTH else BATCH
         self.frame = Frame.of(self.picture)
 
@@ -97,7 +107,7 @@ class Comparison:
         wanted = [self._cut(picture, px, ids) for px, ids in cuts]
         view = self._view(picture)
         del picture
-        errors = {"gather": (max(max(map(relative_error, *pair)) for pair in zip(gathered, wanted)), f"{sum(len(ids) for _, ids in cuts)} patches of a 1280x720 picture")}
+        errors = {"gather": (max(max(map(relative_error, *pair)) for pair in zip(gathered, wanted)), f"{sum(len(ids) for _, ids in cuts)} patches of {self._size()}")}
         self.progress("check gather")
 
         (patches, position), high = wanted[0], [np.concatenate(part) for part in zip(*wanted[1:])]
@@ -106,11 +116,11 @@ class Comparison:
         error, low = self._network("encode", low_in)
         score_in = {"features": low["features"], **({"view": np.repeat(view[None], self.batch, 0)} if view is not None else {})}
         score_error, scored = self._network("score_features", score_in)
-        errors["encode_low"] = (max(error, score_error), f"the picture, batch {self.batch}")
+        errors["encode_low"] = (max(error, score_error), f"{self.what}, batch {self.batch}")
 
         past = {f"past_{kind}_{i}": low[f"{kind}_{i}"] for i in range(g["depth"]) for kind in ("key", "value")}
         error, out = self._network("encode", {"patches": two(high[0]), "position": two(high[1]), "keep": np.array([0]), **past})
-        errors["encode_high"] = (error, f"{len(high[0])} patches of {len(picks)} scales, batch {self.batch}")
+        errors["encode_high"] = (error, f"{len(high[0])} patches of {len(picks)} scales{self._of()}, batch {self.batch}")
         error, _ = self._network("pool", {"tokens": out["tokens"]})
         errors["decode"] = (error, f"pooling of {len(high[0])} tokens, batch {self.batch}")
         if "encode_prompt" in self.networks:
@@ -119,6 +129,13 @@ class Comparison:
         errors["score"] = (self._score(scored), "the prior prompt on the picture")
         self.progress("check score")
         return {stage: errors[stage] for stage in ("encode_low", "encode_prompt", "score", "gather", "encode_high", "decode") if stage in errors}
+
+    def _size(self) -> str:
+        height, width = self.picture.shape[:2]
+        return f"a {width}x{height} picture" if self.what != ON_A_FRAME else f"{self.what}, {width}x{height}"
+
+    def _of(self) -> str:
+        return f" of {self.what}" if self.what == ON_A_FRAME else ""
 
     def _network(self, name: str, inputs: dict[str, np.ndarray]) -> tuple[float, dict[str, np.ndarray]]:
         """Error of a network and the reference's outputs, for the next stage."""

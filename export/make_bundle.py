@@ -11,6 +11,7 @@ from typing import Callable
 import numpy as np
 import torch
 
+from ps3_sdk.datasheet import int8_caution
 from ps3_sdk.errors import ExportError
 from ps3_sdk.manifest import TABLES
 from ps3_sdk.runtimes import ort
@@ -18,7 +19,7 @@ from ps3_sdk.tensors import views
 
 from . import to_onnx
 from .apart import LARGE_BYTES, Apart
-from .check import measure
+from .check import measure, read_picture
 from .graph import PRECISIONS, Graph
 from .reference.config import Ps3Config
 from .reference.model import Ps3Model
@@ -47,13 +48,14 @@ class Prepared:
 
 
 def make_bundle(checkpoint: str, output: str | Path, *, revision: str | None = None, tokenizer: str | Path | None = None,
-                precision: str = "fp32", progress: Progress = lambda line: None) -> None:
+                precision: str = "fp32", check_frame: str | Path | None = None, progress: Progress = lambda line: None) -> None:
     """Export a checkpoint folder or hub id to `output`.
 
     Args:
         tokenizer: tokenizer.json for checkpoints that only name their tokenizer and cannot fetch it.
         precision: "fp32", or "int8" for the blocks of the encoder: a quarter of the size, faster on CPUs, less exact (ps3 info
             says how much on these weights; the rest of the model stays fp32).
+        check_frame: a picture file to measure the error of each stage on; default: a drawn picture, the same on every machine.
     Raises:
         ExportError: the checkpoint does not fit its config.json, the disk is full, or a stage misses its parity bound.
         Nothing is left at `output` then but what was there before.
@@ -67,14 +69,15 @@ def make_bundle(checkpoint: str, output: str | Path, *, revision: str | None = N
         text = dict(tokenizer=read_prompt_tokenizer(source.folder, config.text.context_length, tokenizer), clean=TokenizerConfig.read(source.folder).clean)
     name = Path(source.source).name if source.revision is None else source.source
     licence = _licence(source)
-    write(source, Prepared(config, name, licence, preprocessor.mean, preprocessor.std, **text), output, progress, precision)
+    write(source, Prepared(config, name, licence, preprocessor.mean, preprocessor.std, **text), output, progress, precision, check_frame)
 
 
-def write(source, prepared: Prepared, output: str | Path, progress: Progress = lambda line: None, precision: str = "fp32") -> None:
+def write(source, prepared: Prepared, output: str | Path, progress: Progress = lambda line: None, precision: str = "fp32",
+          check_frame: str | Path | None = None) -> None:
     """The same from anything with Checkpoint's methods and a Prepared that says the rest."""
     if precision not in PRECISIONS:
         raise ExportError(f"[export] precision is {precision!r}; {' or '.join(PRECISIONS)} is needed.")
-    config = prepared.config
+    picture, config = None if check_frame is None else read_picture(check_frame), prepared.config
     with torch.device("meta"):
         model = Ps3Model(config)
     streamed = Streamed(model, source)      # also reports every key that does not fit, before anything is written
@@ -92,8 +95,10 @@ def write(source, prepared: Prepared, output: str | Path, progress: Progress = l
             writer.add_bytes("tokenizer.json", prepared.tokenizer)
         manifest = _manifest(source, prepared, graphs)
         draft = Draft(writer, manifest)
-        manifest["parity"] = measure(streamed, networks_of(draft), manifest["geometry"], draft.tensors(TABLES), draft.path.parent, precision, progress)
+        manifest["parity"] = measure(streamed, networks_of(draft), manifest["geometry"], draft.tensors(TABLES), draft.path.parent, precision, progress, picture)
         writer.finish(manifest)
+    if caution := int8_caution(manifest):
+        progress(f"note: {caution}")
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="int8: a quarter of the size, faster on CPUs, less exact")
     export.add_argument("--llm-precision", choices=("fp32", "fp16", "int4"), default="fp32", help="of a VILA-HD checkpoint's language model")
     export.add_argument("--work-dir", metavar="FOLDER", help="of a VILA-HD export: what is finished here is used again after an interruption")
+    export.add_argument("--check-frame", metavar="FRAME", help="picture to measure the bundle's error on, of the kind it will see (default: a drawn one)")
     export.add_argument("--tokenizer", metavar="JSON", help="tokenizer.json to use when the checkpoint has none")
 
     info = command("info", _info, "print a bundle's data sheet")
@@ -144,7 +145,7 @@ def _export(options) -> None:
     progress = lambda line: print(line, file=sys.stderr, flush=True)
     try:
         from .export.export_checkpoint import export_checkpoint
-        export_checkpoint(options.checkpoint, options.output, revision=options.revision, tokenizer=options.tokenizer, precision=options.precision,
+        export_checkpoint(options.checkpoint, options.output, revision=options.revision, tokenizer=options.tokenizer, precision=options.precision, check_frame=options.check_frame,
                           llm_precision=options.llm_precision, work_dir=options.work_dir, progress=progress)
     except ModuleNotFoundError as error:
         raise RuntimeMissingError(f"[export] {error.name} is not installed, exporting needs it. pip install 'ps3_sdk[export]'") from error

@@ -1,11 +1,13 @@
 """A bundle as a data sheet, for people: what `ps3 info` prints."""
 from __future__ import annotations
 
+ON_A_FRAME = "the frame given"      # in parity's `inputs`: the exporter was given a frame to measure on
+
 
 def describe(bundle) -> str:
     """The data sheet of an open Bundle: model, geometry, networks, measured parity, members, tools. Plain text, no trailing newline."""
     manifest = bundle.manifest
-    sections = [_model(bundle, manifest), _geometry(manifest["geometry"]), _text(manifest), _networks(manifest), _parity(manifest["parity"]),
+    sections = [_model(bundle, manifest), _geometry(manifest["geometry"]), _text(manifest), _networks(manifest), _parity(manifest),
                 _members(bundle, manifest), "tools: " + ", ".join(f"{name} {version}" for name, version in manifest["tools"].items())]
     return "\n\n".join(section for section in sections if section)
 
@@ -65,11 +67,25 @@ def _ports(ports) -> str:
     return ", ".join(shown) + (f", {past} past keys and values" if past else "")
 
 
-def _parity(parity) -> str:
+def int8_caution(manifest: dict) -> str | None:
+    """What to know before trusting an int8 bundle; None for others, and where the error was measured on trained weights and a user's own frame."""
+    if all(entry["precision"] != "int8" for entry in manifest["networks"].values()):
+        return None
+    entries = [manifest["parity"][stage] for stage in ("encode_low", "encode_high") if stage in manifest["parity"]]
+    error = f"int8 is off by {max(entry['max_relative_error'] for entry in entries):.1e} of the largest value" if entries else "the error of int8 was not measured"
+    if manifest["model"]["weights"] == "random":
+        return f"{error} on these random weights; that says nothing about trained ones"
+    if not any(ON_A_FRAME in entry["inputs"] for entry in entries):
+        return f"{error} on a drawn picture; to know it on what you will look at, export with --check-frame FRAME"
+    return None
+
+
+def _parity(manifest) -> str:
+    parity, caution = manifest["parity"], int8_caution(manifest)
     if not parity:
         return "parity: not measured"
     rows = [("parity", "max rel. error", "against", "inputs")]
-    return "\n".join(_table(rows + [(stage, f"{p['max_relative_error']:.1e}", p["against"], p["inputs"]) for stage, p in parity.items()]))
+    return "\n".join(_table(rows + [(stage, f"{p['max_relative_error']:.1e}", p["against"], p["inputs"]) for stage, p in parity.items()]) + ([f"note: {caution}"] if caution else []))
 
 
 def _members(bundle, manifest) -> str:

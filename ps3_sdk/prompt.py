@@ -60,7 +60,7 @@ class PromptTokenizer:
                                      length=length)
         except Exception as error:      # the library raises plain Exception
             raise BundleError(f"[prompt] {bundle.path} holds a tokenizer that cannot be read: {error}. Export the bundle again.") from error
-        self._tokenizer = tokenizer
+        self._tokenizer, self._keeps = tokenizer, "last" if truncation.get("direction", "right").lower() == "left" else "first"
 
     def __call__(self, text: str) -> tuple[np.ndarray, list[str]]:
         """Returns ids and notes. Raises InputError when `text` is no str."""
@@ -72,5 +72,5 @@ class PromptTokenizer:
             parts = [found, *found.overflowing]
             ends = sum(found.special_tokens_mask)
             total = ends + sum(sum(part.attention_mask) - ends for part in parts)
-            notes.append(f"the prompt has {total} tokens; the model reads {len(found.ids)} of them")
+            notes.append(f"the prompt has {total} tokens; the model reads the {self._keeps} {len(found.ids)}")
         return np.array([found.ids], np.int64), notes

@@ -14,6 +14,7 @@ from .answer import Answer, Choice, Timing
 from .ask import ask_together
 from .blocks import select_blocks
 from .bundle import Bundle
+from .datasheet import int8_caution
 from .errors import BundleError, ClosedError, InputError
 from .frame import Frame
 from .look import Encoding, Look
@@ -317,4 +318,6 @@ def _notes(manifest: dict) -> tuple[str, ...]:
         notes.append("this bundle's weights are random: what it picks and ranks means nothing")
     elif "non-commercial" in (model["licence"] or ""):
         notes.append(f"licence of the weights: {model['licence']}")
+    if caution := int8_caution(manifest):
+        notes.append(caution)
     return tuple(notes)

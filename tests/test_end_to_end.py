@@ -9,6 +9,7 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="needs ps3_sdk[export]")
 
 import tiny_models
+from conftest import PHOTO
 from ps3_sdk import Session, cli
 from ps3_sdk.errors import ExportError, InputError
 from ps3_sdk.export.check import relative_error
@@ -102,6 +103,13 @@ def test_int8_is_smaller_less_exact_and_says_so(tmp_path, photo):
             encoding = session.encode(photo, tokens=200)
             fp32 = encoding if precision == "fp32" else fp32
             assert 0 <= relative_error(encoding.tokens[:729], fp32.tokens[:729]) < 0.1
+            assert any("int8 is off by" in note and "--check-frame" in note for note in session.notes) == (precision == "int8")
+    make_bundle(str(tmp_path / "checkpoint"), tmp_path / "seen.plan", precision="int8", check_frame=PHOTO)
+    with Session(tmp_path / "seen.plan") as session:
+        assert "the frame given" in session.bundle.manifest["parity"]["encode_high"]["inputs"] and not any("int8" in note for note in session.notes)
+        assert "3840x2160" in session.bundle.manifest["parity"]["gather"]["inputs"]
+    with pytest.raises(ExportError, match="cannot be read as a picture"):
+        make_bundle(str(tmp_path / "checkpoint"), tmp_path / "x.plan", check_frame=tmp_path / "seen.plan")
     assert size["int8"] < 0.6 * size["fp32"]      # patch embedding, norms and biases stay fp32
     with pytest.raises(ExportError, match="precision is 'fp4'"):
         make_bundle(str(tmp_path / "checkpoint"), tmp_path / "x.plan", precision="fp4")

@@ -64,7 +64,7 @@ def test_ends_padding_and_cutting(tmp_path, folders, name, end, pad):
     assert short.shape == (1, LENGTH) and notes == [] and short[0, -1] == pad and 3 <= len(text) < 20
     assert ids("")[0].tolist() == ids("?!")[0].tolist() == [[end] + [pad] * (LENGTH - 1)]
     long, notes = ids("exit " * 500)
-    assert long[0, -1] == end and pad not in long[0, :-1].tolist() and "the model reads 64 of them" in notes[0]
+    assert long[0, -1] == end and pad not in long[0, :-1].tolist() and "the model reads the first 64" in notes[0]
     assert ids("exit " * 100_000)[0].tolist() == long.tolist()
 
 
@@ -92,7 +92,7 @@ def test_a_bundle_with_the_whole_vocabulary_reads_any_text(tmp_path, write, voca
     with Session(tmp_path / "engine.plan") as session:
         features = session.encode_text(["the exit sign", "日本語の標識 🚦", "word " * 300])
         assert features.shape[0] == 3 and session.bundle.manifest["text"]["pad_id"] == (1 if vocabulary == 32000 else 0)
-        assert any("the model reads 64 of them" in note for note in session.encode_prompt("word " * 300).notes)
+        assert any("the model reads the first 64" in note for note in session.encode_prompt("word " * 300).notes)
 
 
 def refused(tmp_path, *words, given=None, length=LENGTH, **more):
