@@ -3,6 +3,11 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
 
 #include "hd.h"
 #include "resample_math.h"
@@ -27,6 +32,9 @@ PS3_HD Int to_byte_range(Int sum) {
   value = value < 0 ? value - value : value;
   return value > 255 ? value - value + 255 : value;
 }
+
+/// An odd integer ratio samples the middle of every group: all phases are 0.
+PS3_HD bool is_exact(int base_px, int size_px) { return base_px % size_px == 0 && base_px / size_px % 2 == 1; }
 
 /// Step 2, one axis: where output i of `size` samples the base picture. Float, as torch computes it.
 struct Phase {
@@ -80,6 +88,29 @@ PS3_HD Float normalize_byte(Float value, float mean, float std, float scale) {
 template <class Float>
 PS3_HD Float normalize_sample(Float value, float mean, float scale) {
   return (over_255(value) - mean) * scale;
+}
+
+/// To IEEE half, nearest even; overflow becomes infinity, a NaN stays one.
+PS3_HD std::uint16_t float_to_half(float value) {
+#if defined(__CUDA_ARCH__)
+  return __half_as_ushort(__float2half_rn(value));
+#else
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const std::uint16_t sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000u);
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7fffu);
+  if (bits >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // 65520 rounds up to infinity
+  if (bits < 0x38800000u) {  // subnormal: adding 0.5 leaves the value in units of 2^-24 in the low bits, rounded
+    float magnitude;
+    std::memcpy(&magnitude, &bits, sizeof magnitude);
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, sizeof bits);
+    return static_cast<std::uint16_t>(sign | (bits - 0x3f000000u));
+  }
+  bits += 0xfffu + (bits >> 13 & 1u);
+  return static_cast<std::uint16_t>(sign | ((bits - 0x38000000u) >> 13));
+#endif
 }
 
 }  // namespace ps3::ops

@@ -9,9 +9,6 @@ namespace ps3::ops {
 
 namespace {
 
-/// An odd integer ratio samples the middle of every group: all phases are 0.
-bool is_exact(int base_px, int size_px) { return base_px % size_px == 0 && base_px / size_px % 2 == 1; }
-
 /// needed: per patch column or row.
 ScaleAxis plan_scale(const Scale& scale, const std::vector<char>& needed) {
   const bool exact = is_exact(scale.base_px, scale.size_px);

@@ -7,11 +7,14 @@ namespace ps3 {
 namespace {
 
 Status no_cuda(const char* where) {
-  return ops::fail(Code::kNoCuda, "[%s] called with Cuda; this build has no CUDA kernels. Call it with Cpu.", where);
+  return ops::fail(Code::kNoCuda, "[%s] called with Cuda; this build has no CUDA kernels. Call it with Cpu, or build with -DPS3_CUDA=ON.", where);
 }
 
 }  // namespace
 
+Status check_cuda() noexcept { return no_cuda("cuda"); }
+Status make_gather_tables(Cuda, int, int, Span<const Scale>, GatherTables&) noexcept { return no_cuda("make_gather_tables"); }
+Status gather(Cuda, const FrameView&, const GatherTables&, Span<const GatherPart>, const Normalize&) noexcept { return no_cuda("gather"); }
 Status gather(Cuda, const FrameView&, const Scale&, Span<const std::int32_t>, const Normalize&, Span<float>) noexcept { return no_cuda("gather"); }
 Status score(Cuda, Span<const float>, int, int, Span<const float>, const ScoreView&, Span<float>) noexcept { return no_cuda("score"); }
 Status select(Cuda, const ProbMap&, int, int, Span<std::uint8_t>, Span<std::int32_t>) noexcept { return no_cuda("select"); }

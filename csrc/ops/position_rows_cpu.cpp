@@ -4,6 +4,7 @@
 #include <new>
 #include <vector>
 
+#include "checks.h"
 #include "fail.h"
 #include "isa.h"
 #include "parallel.h"
@@ -58,34 +59,6 @@ PS3_FOR_EACH_ISA(weighted_sum, (const float* const* rows, const float* weights, 
 PS3_FOR_EACH_ISA(add, (const float* more, int width, float* out), (more, width, out), add_loop)
 PS3_FOR_EACH_ISA(add_half, (const std::uint16_t* more, int width, float* out), (more, width, out), add_half_loop)
 
-Status check_arguments(const PositionTable& table, int n, Span<const std::int32_t> ids, Span<float> out) {
-  const int g = table.grid;
-  if (g < 1 || n < 1 || g > 16384 || n > 16384 || table.width < 1) {
-    return ops::fail(Code::kInvalidArgument, "[position_rows] grid %d, n %d, width %d; needs 1..16384, 1..16384 and at least 1. Pass the model's tables.",
-                     g, n, table.width);
-  }
-  if (table.values.size() != static_cast<std::size_t>(g) * g * table.width) {
-    return ops::fail(Code::kInvalidArgument, "[position_rows] table holds %zu floats; %dx%d rows of %d need %zu. Pass the table and its grid.",
-                     table.values.size(), g, g, table.width, static_cast<std::size_t>(g) * g * table.width);
-  }
-  if (table.crop && n > g) {
-    return ops::fail(Code::kInvalidArgument, "[position_rows] crop of a %dx%d table to %dx%d; needs n <= grid. Pass crop=false to resample.", g, g, n, n);
-  }
-  if (!table.residual_f32.empty() && !table.residual_f16.empty()) {
-    return ops::fail(Code::kInvalidArgument, "[position_rows] an f32 and an f16 residual; needs at most one. Pass one.");
-  }
-  const std::size_t residual = table.residual_f32.size() + table.residual_f16.size();
-  if (residual != 0 && residual != static_cast<std::size_t>(n) * n * table.width) {
-    return ops::fail(Code::kInvalidArgument, "[position_rows] residual holds %zu values; %dx%d rows of %d need %zu. Pass the residual of this scale.",
-                     residual, n, n, table.width, static_cast<std::size_t>(n) * n * table.width);
-  }
-  if (out.size() != ids.size() * table.width) {
-    return ops::fail(Code::kInvalidArgument, "[position_rows] out holds %zu floats; %zu rows of %d need %zu. Pass a buffer of that size.",
-                     out.size(), ids.size(), table.width, ids.size() * table.width);
-  }
-  return ops::check_ids("position_rows", ids.data(), ids.size(), n, n);
-}
-
 /// Ids of one grid row that follow each other share the sums along y.
 struct Run {
   std::size_t begin, count;
@@ -130,7 +103,8 @@ void resample_run(const PositionTable& table, const Axis& axis, int n, const std
 }  // namespace
 
 Status position_rows(Cpu cpu, const PositionTable& table, int n, Span<const std::int32_t> ids, Span<float> out) noexcept {
-  Status status = check_arguments(table, n, ids, out);
+  Status status = ops::check_position_rows(table, n, ids.size(), out);
+  if (status.ok()) status = ops::check_ids("position_rows", ids.data(), ids.size(), n, n);
   if (!status.ok() || ids.empty()) return status;
   try {
     const bool copy = table.crop || n == table.grid;

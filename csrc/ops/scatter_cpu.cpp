@@ -4,6 +4,7 @@
 #include <new>
 #include <vector>
 
+#include "checks.h"
 #include "fail.h"
 #include "scatter_math.h"
 
@@ -11,16 +12,10 @@ namespace ps3 {
 
 Status scatter(Cpu, Span<const float> tokens, int channels, Span<const std::int32_t> ids, int rows, int cols,
                Span<float> map) noexcept {
-  if (channels < 1 || rows < 1 || cols < 1 || rows > 32768 || cols > 32768) {
-    return ops::fail(Code::kInvalidArgument, "[scatter] %d channels on a %dx%d grid; needs at least 1 and 1..32768 each. Pass the grid of a scale.",
-                     channels, rows, cols);
-  }
+  Status status = ops::check_scatter(tokens, channels, ids.size(), rows, cols, map);
+  if (!status.ok()) return status;
   const std::size_t places = static_cast<std::size_t>(rows) * cols;
-  if (tokens.size() != ids.size() * channels || map.size() != places * channels) {
-    return ops::fail(Code::kInvalidArgument, "[scatter] %zu token values for %zu ids and a map of %zu; needs %zu and %zu. Pass arrays of one scale.",
-                     tokens.size(), ids.size(), map.size(), ids.size() * channels, places * channels);
-  }
-  Status status = ops::check_ids("scatter", ids.data(), ids.size(), rows, cols);
+  status = ops::check_ids("scatter", ids.data(), ids.size(), rows, cols);
   if (!status.ok()) return status;
   try {
     std::vector<char> seen(places, 0);

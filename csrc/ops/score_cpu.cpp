@@ -4,6 +4,7 @@
 #include <new>
 #include <vector>
 
+#include "checks.h"
 #include "fail.h"
 #include "isa.h"
 #include "parallel.h"
@@ -28,36 +29,15 @@ PS3_FOR_EACH_ISA(cosines, (const float* rows, long num_rows, int width, const fl
 PS3_FOR_EACH_ISA(project, (const float* weight, const float* bias, int rows, int width, const float* prompt, float* out),
                  (weight, bias, rows, width, prompt, out), project_loop)
 
-Status check_size(const char* name, std::size_t got, std::size_t needed) {
-  if (got == needed) return {};
-  return ops::fail(Code::kInvalidArgument, "[score] %s holds %zu floats; needs %zu. Pass arrays of one model and one frame.", name, got, needed);
-}
-
-Status check_arguments(Span<const float> features, int grid, int width, Span<const float> prompt, const ScoreView& view,
-                       Span<float> prob) {
-  if (grid < 1 || width < 1 || grid > 4096) {
-    return ops::fail(Code::kInvalidArgument, "[score] grid %d and width %d; needs 1..4096 and at least 1. Pass the low-res grid.", grid, width);
-  }
-  const std::size_t places = static_cast<std::size_t>(grid) * grid;
-  Status status = check_size("features", features.size(), places * width);
-  if (status.ok()) status = check_size("prompt", prompt.size(), static_cast<std::size_t>(width));
-  if (status.ok()) status = check_size("prob", prob.size(), places);
-  if (!status.ok()) return status;
+/// The kernels cannot refuse what they would have to read first; here a prompt that is no number is named.
+Status check_prompt(Span<const float> prompt) {
   for (std::size_t i = 0; i < prompt.size(); ++i) {
     if (!std::isfinite(prompt[i])) {
       return ops::fail(Code::kInvalidArgument, "[score] prompt[%zu] is %g; needs finite numbers. Check what made the prompt vector.", i,
                        static_cast<double>(prompt[i]));
     }
   }
-  if (view.features.empty()) return {};
-  if (view.grid < grid || view.width < 1 || view.grid > 4096) {
-    return ops::fail(Code::kInvalidArgument, "[score] view grid %d of width %d over grid %d; needs at least the grid. Pass the view of this frame.",
-                     view.grid, view.width, grid);
-  }
-  status = check_size("view features", view.features.size(), static_cast<std::size_t>(view.grid) * view.grid * view.width);
-  if (status.ok()) status = check_size("view weight", view.weight.size(), static_cast<std::size_t>(view.width) * width);
-  if (status.ok()) status = check_size("view bias", view.bias.size(), static_cast<std::size_t>(view.width));
-  return status;
+  return {};
 }
 
 /// Rows are split into chunks so that several threads share them; a row's sum never depends on the split.
@@ -74,7 +54,8 @@ void all_cosines(Cpu cpu, Span<const float> rows, int width, const float* query,
 
 Status score(Cpu cpu, Span<const float> features, int grid, int width, Span<const float> prompt, const ScoreView& view,
              Span<float> prob) noexcept {
-  Status status = check_arguments(features, grid, width, prompt, view, prob);
+  Status status = ops::check_score(features, grid, width, prompt, view, prob);
+  if (status.ok()) status = check_prompt(prompt);
   if (!status.ok()) return status;
   try {
     std::vector<float> logit(prob.size());

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 
 #include "hd.h"
 
@@ -55,6 +57,26 @@ PS3_HD float cosine(const Products& p) {
 PS3_HD int window_begin(int i, int v, int g) { return i * v / g; }
 PS3_HD int window_end(int i, int v, int g) { return ((i + 1) * v + g - 1) / g; }
 
-PS3_HD float probability(float logit) { return 1.0f / (1.0f + expf(-5.0f * logit)); }
+/// e^x for |x| <= 80, within 2 parts in 10^7; beyond, the bound's. Of products and sums only: the C library's differs between machines.
+PS3_HD float exp_same(float x) {
+  if (!(x == x)) return x;
+  x = x < -80.0f ? -80.0f : (x > 80.0f ? 80.0f : x);
+  const float n = floorf(x * 1.44269504f + 0.5f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two floats, the first of 9 bits: its product is exact
+  float sum = 1.0f / 5040.0f;
+  sum = sum * r + 1.0f / 720.0f;
+  sum = sum * r + 1.0f / 120.0f;
+  sum = sum * r + 1.0f / 24.0f;
+  sum = sum * r + 1.0f / 6.0f;
+  sum = sum * r + 0.5f;
+  sum = sum * r + 1.0f;
+  sum = sum * r + 1.0f;
+  const std::int32_t bits = (static_cast<std::int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return sum * power;
+}
+
+PS3_HD float probability(float logit) { return 1.0f / (1.0f + exp_same(-5.0f * logit)); }
 
 }  // namespace ps3::ops

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <vector>
 
+#include "checks.h"
 #include "fail.h"
 #include "select_math.h"
 
@@ -13,18 +14,7 @@ namespace ps3 {
 
 namespace {
 
-Status check_arguments(const ProbMap& prob, int rows, int cols, Span<std::uint8_t> taken) {
-  if (prob.height < 1 || prob.width < 1 || prob.values.size() != static_cast<std::size_t>(prob.height) * prob.width) {
-    return ops::fail(Code::kInvalidArgument, "[select] prob holds %zu values for %dx%d; needs one each. Pass the map score() made.",
-                     prob.values.size(), prob.height, prob.width);
-  }
-  if (rows < 1 || cols < 1 || rows > 32768 || cols > 32768) {
-    return ops::fail(Code::kInvalidArgument, "[select] grid is %dx%d; needs 1..32768 each. Pass the grid of a scale.", rows, cols);
-  }
-  if (taken.size() != static_cast<std::size_t>(rows) * cols) {
-    return ops::fail(Code::kInvalidArgument, "[select] taken holds %zu bytes; a %dx%d grid needs %zu. Pass one byte a patch.", taken.size(),
-                     rows, cols, static_cast<std::size_t>(rows) * cols);
-  }
+Status check_values(const ProbMap& prob) {
   for (std::size_t i = 0; i < prob.values.size(); ++i) {
     if (std::isnan(prob.values[i])) {
       return ops::fail(Code::kInvalidArgument, "[select] prob[%zu, %zu] is NaN; needs numbers. Check the map.", i / prob.width, i % prob.width);
@@ -38,7 +28,8 @@ Status check_arguments(const ProbMap& prob, int rows, int cols, Span<std::uint8_
 /// Patches of one map cell share a value, so the map's few values are sorted instead of the grid's many patches: all free
 /// patches above a threshold are picked, and of those equal to it the first `at_threshold` in row-major order.
 Status select(Cpu, const ProbMap& prob, int rows, int cols, Span<std::uint8_t> taken, Span<std::int32_t> ids) noexcept {
-  Status status = check_arguments(prob, rows, cols, taken);
+  Status status = ops::check_select(prob, rows, cols, taken);
+  if (status.ok()) status = check_values(prob);
   if (!status.ok()) return status;
   try {
     std::vector<int> cell_of_col(static_cast<std::size_t>(cols));

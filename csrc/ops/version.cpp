@@ -14,7 +14,11 @@ BuildInfo build_info() noexcept {
   const char* const compiler = "GCC " __VERSION__;
 #endif
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  return {compiler, false, ops::isa_name(ops::isa()), cores};
+#if defined(PS3_CUDA_ARCHS)
+  return {compiler, true, PS3_CUDA_ARCHS, PS3_CUDA_RUNTIME, ops::isa_name(ops::isa()), cores};
+#else
+  return {compiler, false, "", "", ops::isa_name(ops::isa()), cores};
+#endif
 }
 
 }  // namespace ps3

@@ -16,8 +16,11 @@
 ///
 /// Shapes: ids i32[K], 0 <= id < (size_px/P)^2, any order, repeats allowed; out f32 [K][3][P][P], the order of a
 /// convolution weight (c, y, x). K = 0 is allowed. Ties: none.
-/// Memory: less than 8 MB beside frame and out for frames up to 8K. Results do not depend on num_threads.
+/// Memory (Cpu): less than 8 MB beside frame and out for frames up to 8K. Results do not depend on num_threads.
 /// Errors: kInvalidArgument (frame, scale, mean/std, size of out), kOutOfRange (an id).
+///
+/// Cuda: the same values, to the bit. Frame and ids lie in device memory; a patch whose id is out of range is filled with NaN.
+/// kUnsupported for frames more than about 15 times base_px.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +46,36 @@ struct Normalize {
 
 [[nodiscard]] Status gather(Cpu, const FrameView& frame, const Scale& scale, Span<const std::int32_t> ids,
                             const Normalize& normalize, Span<float> out) noexcept;
+/// Makes its tables anew in the workspace (gather_workspace_bytes of this one scale): two launches.
 [[nodiscard]] Status gather(Cuda, const FrameView& frame, const Scale& scale, Span<const std::int32_t> ids,
                             const Normalize& normalize, Span<float> out) noexcept;
+
+constexpr int kMaxGatherScales = 8;
+
+/// Windows and weights of one frame size for the scales of a model, in device memory: made once, read by any number of gathers.
+struct GatherTables {
+  const void* data = nullptr;
+  int height = 0, width = 0;  ///< of the frames these tables are for
+  int num_scales = 0;
+  Scale scales[kMaxGatherScales];
+};
+
+/// Bytes of the tables of these scales (1..kMaxGatherScales of one base_px), which are all the workspace gather uses.
+[[nodiscard]] Status gather_workspace_bytes(int height, int width, Span<const Scale> scales, std::size_t& bytes) noexcept;
+
+/// Enqueues the making of the tables in cuda.workspace, which belongs to them for as long as they are used.
+[[nodiscard]] Status make_gather_tables(Cuda, int height, int width, Span<const Scale> scales, GatherTables& tables) noexcept;
+
+/// What to gather at one scale: into f32, or into IEEE halves, rounded to nearest even. Exactly one of both.
+struct GatherPart {
+  Scale scale;
+  Span<const std::int32_t> ids;
+  Span<float> out;
+  Span<std::uint16_t> out_f16;
+};
+
+/// All parts (1..kMaxGatherScales, of one output type) in one launch. The workspace is not used.
+[[nodiscard]] Status gather(Cuda, const FrameView& frame, const GatherTables& tables, Span<const GatherPart> parts,
+                            const Normalize& normalize) noexcept;
 
 }  // namespace ps3

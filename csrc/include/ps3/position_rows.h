@@ -8,6 +8,9 @@
 /// Shapes: table f32 [g*g][width], residual f32 or f16 [n*n][width] or none, ids i32[K] with 0 <= id < n*n, out f32 [K][width].
 /// Error bound: 1e-6 of the table's largest value. Ties: none.
 /// Errors: kInvalidArgument (sizes, crop with n > g, two residuals), kOutOfRange (an id).
+///
+/// Cuda: all in device memory; the same values, to the bit; a row whose id is out of range is filled with NaN. kUnsupported where
+/// the table shrinks more than 20 times.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +32,8 @@ struct PositionTable {
 
 [[nodiscard]] Status position_rows(Cpu, const PositionTable& table, int n, Span<const std::int32_t> ids,
                                    Span<float> out) noexcept;
+/// Of the Cuda overload: 0 where rows are copied.
+[[nodiscard]] std::size_t position_rows_workspace_bytes(const PositionTable& table, int n) noexcept;
 [[nodiscard]] Status position_rows(Cuda, const PositionTable& table, int n, Span<const std::int32_t> ids,
                                    Span<float> out) noexcept;
 

@@ -7,8 +7,10 @@
 ///
 /// Shapes, all f32 and row-major: features [g*g][width], prompt [width]; view [v*v][view width], W [view width][width],
 /// b [view width], v >= g; prob [g][g]. The window of row r is view rows floor(r v / g) to ceil((r + 1) v / g) - 1, columns likewise:
-/// plain blocks where g divides v, overlapping ones elsewhere (C-RADIO: 54 over 24). Sums run in 16 float partial sums: the same on every machine.
+/// plain blocks where g divides v, overlapping ones elsewhere (C-RADIO: 54 over 24). Sums run in 16 float partial sums
+/// and the exponential is sums and products: the same bits on every machine.
 /// Error bound: 2e-6 of prob. Ties: none.
+/// Cuda: the same values, to the bit; what would be refused for its values (NaN, infinity) comes out as NaN.
 /// Errors: kInvalidArgument (sizes, NaN or infinity in the prompt, values that make a prob NaN).
 /// Source: PS3, arXiv 2503.19903, top-down selection; the bottom-up map is the same with the model's prior prompt.
 #pragma once
@@ -30,6 +32,8 @@ struct ScoreView {
 
 [[nodiscard]] Status score(Cpu, Span<const float> features, int grid, int width, Span<const float> prompt,
                            const ScoreView& view, Span<float> prob) noexcept;
+/// Of the Cuda overload. view: sizes only, its memory is not read.
+[[nodiscard]] std::size_t score_workspace_bytes(int grid, const ScoreView& view) noexcept;
 [[nodiscard]] Status score(Cuda, Span<const float> features, int grid, int width, Span<const float> prompt,
                            const ScoreView& view, Span<float> prob) noexcept;
 

@@ -6,6 +6,9 @@
 /// Ties: the lower id wins. They are the normal case: values repeat in blocks.
 /// Errors: kInvalidArgument (sizes, NaN in prob), kOutOfRange (count negative or above the free patches).
 /// When an error is returned neither taken nor ids has changed.
+///
+/// Cuda: prob, taken and ids lie in device memory. NaN counts as least probable; where fewer patches are free than ids has room
+/// for, the last ids are -1. kUnsupported for maps above 128 x 128.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +28,8 @@ struct ProbMap {
 
 [[nodiscard]] Status select(Cpu, const ProbMap& prob, int rows, int cols, Span<std::uint8_t> taken,
                             Span<std::int32_t> ids) noexcept;
+/// Of the Cuda overload.
+[[nodiscard]] std::size_t select_workspace_bytes(int height, int width, int rows, int cols) noexcept;
 [[nodiscard]] Status select(Cuda, const ProbMap& prob, int rows, int cols, Span<std::uint8_t> taken,
                             Span<std::int32_t> ids) noexcept;
 

@@ -14,7 +14,7 @@ enum class Code : int {
   kInvalidArgument = 1,  ///< a shape, size, stride or value breaks the op's contract
   kOutOfRange = 2,       ///< an id or a count lies outside its grid
   kUnsupported = 3,      ///< a known request that this op does not do
-  kNoCuda = 4,           ///< a Cuda overload was called in a build without CUDA
+  kNoCuda = 4,           ///< a Cuda overload was called in a build without CUDA, or where no driver or fitting GPU is
   kOutOfMemory = 5,
   kInternal = 6,         ///< a defect of this library
 };

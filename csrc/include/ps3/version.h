@@ -10,7 +10,9 @@ namespace ps3 {
 
 struct BuildInfo {
   const char* compiler;  ///< name and version
-  bool cuda;             ///< true when the Cuda overloads work
+  bool cuda;             ///< true when this build has kernels; check_cuda() says whether they can run here
+  const char* cuda_archs;  ///< what they were compiled for, "75-real 80-real ... 121"; "" without kernels
+  const char* cuda_runtime;  ///< version of the CUDA runtime inside, "13.0"; needs a driver of that major version; "" without kernels
   const char* simd;      ///< instruction set the loops run with on this machine: "avx512", "avx2" or "baseline"
   int threads;           ///< what num_threads = 0 means here
 };
