@@ -12,18 +12,23 @@ import torch
 from ps3_sdk.decode import Decoder, TokenEmbedding
 from ps3_sdk.errors import ExportError
 from ps3_sdk.manifest import TABLES
-from ps3_sdk.runtimes import ort
 
 from . import to_onnx
-from .check import LIMIT, LIMIT_INT8, relative_error
-from .llm import LLM_PRECISIONS, build_llm, measure_llm, token_embedding
-from .make_bundle import Draft, geometry, network_entry, origin, tools, vision_tables, write_network
+from .apart import Apart, on_disk
+from .check import LIMIT, LIMIT_INT8, READS, relative_error
+from .kept import Kept
+from .llm import LLM_PRECISIONS, build_llm, token_embedding
+from .llm_builder import file_stamps
+from .llm_check import DecoderApart, measure_llm
+from .make_bundle import Draft, geometry, network_entry, networks_of, origin, tools, vision_tables
 from .reference.vila.model import VilaHd
 from .reference.vila.tokenizer import read_tokenizer
-from .weights import Checkpoint, locate
+from .streaming import Streamed
+from .weights import load_into, locate
 from .write_bundle import BundleWriter, SafetensorsLayout
 
 Progress = Callable[[str], None]
+LARGE_BYTES = 256 << 20     # networks that take long to write
 
 
 def is_vila(folder: Path) -> bool:
@@ -40,7 +45,8 @@ def make_vlm(checkpoint: str, output: str | Path, *, revision: str | None = None
 
     Args:
         precision: of the vision encoder, fp32 or int8 | llm_precision: of the language model, fp32, fp16 or int4.
-        work_dir: where the language model's graph is built; what is finished there is used again after an interruption.
+        work_dir: where finished networks lie until the bundle is written, so that an interrupted export goes on from there; it takes the
+            bundle's size once more while the export lasts. Default: nothing is kept.
     Raises:
         ExportError: the checkpoint does not fit its files, the disk is full, or an fp32 stage misses its parity bound. Nothing is left
         at `output` then but what was there before. RuntimeMissingError: the packages of ps3_sdk[vlm] are missing.
@@ -48,29 +54,44 @@ def make_vlm(checkpoint: str, output: str | Path, *, revision: str | None = None
     if llm_precision not in LLM_PRECISIONS:
         raise ExportError(f"[export] llm_precision is {llm_precision!r}; {', '.join(LLM_PRECISIONS)} are known.")
     folder, name, commit = locate(checkpoint, revision)
-    model = VilaHd.from_checkpoint(folder)
-    config = model.config
+    model, parts = VilaHd.outline(folder)
+    config, (tower, projector) = model.config, (parts[name][1] for name in ("vision_tower", "mm_projector"))
+    streamed = {name: Streamed(*parts[name]) for name in ("vision_tower", "llm")}      # reports keys that do not fit
+    load_into(*parts["mm_projector"])
     progress(f"read {name}: {config.projector}, {config.llm.model_type} of width {config.llm.width}")
-    tower, projector = Checkpoint.open(config.folders["vision_tower"]), Checkpoint.open(config.folders["mm_projector"])
     graphs = [to_onnx.encode(tower, config.vision, precision, config.token_layer), to_onnx.score_features(tower, config.vision), to_onnx.project(projector, config)]
     if config.prompt_head is not None:
         graphs.append(to_onnx.prompt_head(projector, config))
+    kept = Kept(work_dir, {"files": {part: file_stamps(path) for part, path in config.folders.items()}, "precision": [precision, llm_precision],
+                           "tools": tools("torch", "onnx", "onnxruntime", "onnxruntime-genai")})
     with tempfile.TemporaryDirectory() as temporary, BundleWriter(output) as writer:
         llm = build_llm(config.folders["llm"], work_dir or temporary, llm_precision, progress)
         llm.name = "decode"
-        for graph in graphs:
-            write_network(writer, graph)
-            progress(f"wrote {graph.name}: {sum(weight.num_bytes for weight in graph.weights.values()) / 1e6:.1f} MB, {graph.precision}")
-        writer.add_tensors("decode.safetensors", llm.layout, llm.load)
-        writer.add_bytes("decode.onnx", llm.to_onnx("decode.safetensors", llm.layout.offsets))
-        progress(f"wrote decode: {sum(weight.num_bytes for weight in llm.weights.values()) / 1e6:.1f} MB, {llm.precision}")
+        for graph in (*graphs, llm):
+            _write_network(writer, graph, kept, progress)
         _write_tables(writer, tower, projector, config)
         writer.add_bytes("tokenizer.json", read_tokenizer(config.folders["llm"])[0].to_str().encode())
         manifest = _manifest(model, llm, graphs, tower, name, commit)
-        draft = Draft(writer, manifest)
-        networks = {graph.name: ort.load(draft, graph.name) for graph in (*graphs, llm)}
-        manifest["parity"] = _measure(model, networks, manifest, draft.tensors(TABLES), precision, llm, progress)
+        manifest["parity"] = _measure(model, streamed, Draft(writer, manifest), precision, llm, progress)
         writer.finish(manifest)
+    kept.remove()
+
+
+def _write_network(writer: BundleWriter, graph, kept: Kept, progress: Progress) -> None:
+    """A network's two members. Says how far it is every tenth part of a large one."""
+    weights, file, seen = graph.weights, f"{graph.name}.safetensors", [0, 0]
+    layout = SafetensorsLayout({name: (weight.dtype, weight.shape) for name, weight in weights.items()})
+
+    def load(name: str) -> np.ndarray:
+        seen[0] += weights[name].num_bytes
+        if layout.size > LARGE_BYTES and 10 * seen[0] // layout.size > seen[1]:
+            seen[1] = 10 * seen[0] // layout.size
+            progress(f"writing {graph.name}: {seen[0] / 1e6:.0f} of {layout.size / 1e6:.0f} MB")
+        return weights[name].load()
+
+    found = kept.add_tensors(writer, file, layout, load)
+    writer.add_bytes(f"{graph.name}.onnx", graph.to_onnx(file, layout.offsets))
+    progress(f"wrote {graph.name}: {layout.size / 1e6:.1f} MB, {graph.precision}" + (", made before" if found else ""))
 
 
 def _write_tables(writer: BundleWriter, tower, projector, config) -> None:
@@ -106,35 +127,38 @@ def _manifest(model: VilaHd, llm, graphs, tower, name: str, commit: str | None) 
     }
 
 
-def _measure(model: VilaHd, networks, manifest, tables, precision: str, llm, progress: Progress) -> dict[str, dict]:
+def _measure(model: VilaHd, streamed: dict[str, Streamed], draft: Draft, precision: str, llm, progress: Progress) -> dict[str, dict]:
     """Every network on seeded inputs beside the reference's modules."""
     from .reference.stages import Encode, ScoreFeatures
-    config, spec = model.config, manifest["language"]
+    config, networks = model.config, networks_of(draft)
     against = f"PyTorch {torch.__version__.split('+')[0]} float32"
     encode, grid = Encode(model.vision, config.token_layer), config.vision.grids[0] ** 2
     errors: dict[str, tuple[float, str]] = {}
 
     def compare(stage: str, network: str, inputs: dict[str, np.ndarray], wanted: dict[str, torch.Tensor], what: str) -> None:
+        wanted = on_disk({key: value.numpy() for key, value in wanted.items()}, draft.path.parent)
         got = networks[network].run(inputs, list(wanted))
-        error = max(relative_error(got[key], value.numpy()) for key, value in wanted.items())
+        error = max(relative_error(got[key], value) for key, value in wanted.items())
         errors[stage] = (max(error, errors.get(stage, (0.0, ""))[0]), what)
-        progress(f"check {network}")
+        progress(f"check {network}: {stage}")
+
+    def compare_stage(name: str, module, sizes: dict[str, int], what: str) -> None:
+        inputs = module.example(sizes)
+        with streamed["vision_tower"].resident(*READS[module.name]):
+            wanted = dict(zip((port.name for port in module.outputs), module(*inputs)))
+        compare(name, module.name, {port.name: value.numpy() for port, value in zip(module.inputs, inputs)}, wanted, what)
 
     with torch.inference_mode():
         for stage, sizes in (("encode_low", dict(batch=1, tokens=grid, past=0, kept=grid)), ("encode_high", dict(batch=1, tokens=256, past=grid, kept=0))):
-            inputs = encode.example(sizes)
-            wanted = dict(zip((port.name for port in encode.outputs), encode(*inputs)))
-            compare(stage, "encode", {port.name: value.numpy() for port, value in zip(encode.inputs, inputs)}, wanted, f"{sizes['tokens']} random patches")
-        features = ScoreFeatures(model.vision)
-        inputs = features.example(dict(batch=1))
-        compare("encode_low", "score_features", {port.name: value.numpy() for port, value in zip(features.inputs, inputs)},
-                dict(zip((port.name for port in features.outputs), features(*inputs))), f"{grid} random patches")
+            compare_stage(stage, encode, sizes, f"{sizes['tokens']} random patches")
+        compare_stage("encode_low", ScoreFeatures(model.vision), dict(batch=1), f"{grid} random patches")
         blocks = torch.randn(1, 64, config.downsample ** 2 * config.vision.width, generator=torch.Generator().manual_seed(0))
         compare("project", "project", {"blocks": blocks.numpy()}, {"rows": model.projector.layers(blocks)}, "64 random blocks")
         if "prompt_head" in networks:
             hidden = torch.randn(2, config.llm.width, generator=torch.Generator().manual_seed(1))
             compare("prompt_head", "prompt_head", {"hidden": hidden.numpy()}, {"prompt": model.projector.prompt(hidden)}, "2 random states")
-    found = measure_llm(Decoder(networks["decode"], llm.spec), model.llm, TokenEmbedding(tables["token_embedding"]))
+    decoder = DecoderApart(draft, "decode", llm.spec) if isinstance(networks["decode"], Apart) else Decoder(networks["decode"], llm.spec)
+    found = measure_llm(decoder, model.llm, TokenEmbedding(draft.tensors(TABLES)["token_embedding"]), streamed=streamed["llm"])
     errors["decode"] = (found["logits"], f"logits of {found['inputs']}; the same word {100 * found['argmax_agreement']:.0f} % of the time")
     progress("check decode")
     limits = {stage: LIMIT_INT8 if precision == "int8" and stage.startswith("encode_") else LIMIT for stage in errors}

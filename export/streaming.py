@@ -9,7 +9,7 @@ from torch import nn
 
 from .weights import Checkpoint
 
-BLOCK = re.compile(r".*\.(res)?blocks\.\d+")
+BLOCK = re.compile(r".*\.(res)?blocks\.\d+|model\.layers\.\d+")       # of towers | of language models
 
 
 class Streamed:
@@ -20,10 +20,11 @@ class Streamed:
     Raises ExportError for keys that do not fit, before anything is read.
     """
 
-    def __init__(self, model: nn.Module, checkpoint: Checkpoint):
+    def __init__(self, model: nn.Module, checkpoint: Checkpoint, optional: dict[str, tuple[int, ...]] | None = None):
+        """optional: keys the checkpoint may hold besides; see Checkpoint.check."""
         self.model, self.checkpoint = model, checkpoint
         shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-        checkpoint.check(shapes)
+        checkpoint.check(shapes, optional)
         blocks = {name: module for name, module in model.named_modules() if BLOCK.fullmatch(name)}
         self._outside = [key for key in shapes if not any(key.startswith(f"{name}.") for name in blocks)]
         for name, module in blocks.items():

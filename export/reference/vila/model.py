@@ -49,17 +49,25 @@ class VilaHd(nn.Module):
 
         Raises ExportError: a folder or file is missing or broken, or its keys are not the model's; the message names every one.
         """
-        from ...weights import Checkpoint, load_into, locate
-        folder = locate(path, revision)[0]
+        from ...weights import load_into, locate
+        model, parts = cls.outline(locate(path, revision)[0])
+        for part, checkpoint, besides in parts.values():
+            load_into(part, checkpoint, besides)
+        model.llm.cut_vocabulary(model.chat.size)
+        return model
+
+    @classmethod
+    def outline(cls, folder: Path) -> tuple["VilaHd", dict[str, tuple]]:
+        """The model of a checkpoint folder without weights (on torch's meta device), and per sub-folder's name its module, its Checkpoint
+        and the keys that may be there besides the module's. For models that are to be streamed."""
+        from ...weights import Checkpoint
         config = VilaConfig.read(folder)
         chat = Chat(config.folders["llm"], config.chat_template)
         with torch.device("meta"):
             model = cls(config, chat)
-        for name, part in (("vision_tower", model.vision), ("mm_projector", model.projector), ("llm", model.llm)):
-            checkpoint = Checkpoint.open(config.folders[name])
-            load_into(part, checkpoint, _not_needed(name, config, checkpoint))
-        model.llm.cut_vocabulary(chat.size)
-        return model.eval()
+        opened = {name: Checkpoint.open(part) for name, part in config.folders.items()}
+        modules = {"vision_tower": model.vision, "mm_projector": model.projector, "llm": model.llm}
+        return model.eval(), {name: (module, opened[name], _not_needed(name, config, opened[name])) for name, module in modules.items()}
 
     # -- the frame ------------------------------------------------------------------------------------------------
 
