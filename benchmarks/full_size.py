@@ -1,10 +1,11 @@
 """SO400M 4K, one round on a 3840x2160 frame: ours beside ps3-torch, each in its own process, turn by turn.
 
-    python benchmarks/full_size.py --peer PYTHON_WITH_PS3_TORCH [--precision fp32 int8] [--rounds 3]
+    python benchmarks/full_size.py --peer PYTHON_WITH_PS3_TORCH [--precision fp32 int8] [--rounds 3] [--bundles FOLDER]
 
 Both run the same shapes with random weights and the same thread count: preprocessing, low-res pass, score, selection, gathering
-of 2559 patches, high-res pass. Peak memory is the kernel's VmHWM of each process, mapped weights included. Bundles of random
-weights are exported first (up to 2.3 GB each in the temporary folder, removed at the end). The last line is one JSON object.
+of 2559 patches, high-res pass. Then a second question about the same frame, at three budgets: what it saves is the low-res pass, a
+part of asking anew about the same frame with the same budget. Peak memory, of the first question, is the kernel's VmHWM of each process, mapped weights included. Bundles of random
+weights are exported first (up to 2.3 GB each in the temporary folder, removed at the end; with --bundles kept there and used again). The last line is one JSON object.
 """
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 
 SCALES_PX = [378, 756, 1512, 3780]
+AGAIN = (None, 1024, 512)        # budgets of the second question; None is the default, 2559
 
 OURS = """
 import json, sys, time
@@ -30,9 +32,17 @@ session = ps3_sdk.Session(plan, threads=threads, verify=False)
 opened = time.perf_counter() - start
 prompt = np.random.default_rng(1).standard_normal(session.geometry["width"], np.float32)
 start = time.perf_counter()
-encoding = session.encode(frame, prompt_embedding=prompt)
-print(json.dumps({"s": time.perf_counter() - start, "open_s": opened, "tokens": encoding.tokens.shape[0],
-                  "stages_ms": encoding.timing.stages_ms, "peak_gb": peak_gb()}))
+look = session.look(frame)
+look_s = time.perf_counter() - start
+encoding = look.encode(prompt_embedding=prompt)
+found = {"s": time.perf_counter() - start, "open_s": opened, "tokens": encoding.tokens.shape[0], "stages_ms": encoding.timing.stages_ms, "peak_gb": peak_gb()}
+del encoding
+again = {}
+for tokens in json.loads(sys.argv[3]):      # None: the default budget
+    start = time.perf_counter()
+    look.encode(prompt_embedding=-prompt, tokens=tokens)
+    again[tokens or "all"] = time.perf_counter() - start
+print(json.dumps({**found, "look_s": look_s, "again_s": again}))
 """
 
 THEIRS = """
@@ -97,18 +107,21 @@ def main() -> None:
     parser.add_argument("--peer", required=True, help="python of an environment with ps3-torch")
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "int8"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bundles", type=Path, help="folder that keeps the bundles")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     from ps3_sdk.measure import machine
     print(machine())
     runs: dict[str, list[dict]] = {name: [] for name in (*options.precision, "peer")}
     with tempfile.TemporaryDirectory() as folder:
+        folder = options.bundles or Path(folder)
         for precision in options.precision:
-            export_random(Path(folder) / f"{precision}.plan", precision)
+            if not (folder / f"{precision}.plan").exists():
+                export_random(folder / f"{precision}.plan", precision)
         for i in range(options.rounds):
             for name in runs:
                 runs[name].append(run(options.peer, THEIRS, options.threads) if name == "peer" else
-                                  run(sys.executable, OURS, Path(folder) / f"{name}.plan", options.threads))
+                                  run(sys.executable, OURS, folder / f"{name}.plan", options.threads, json.dumps(AGAIN)))
             print(f"round {i + 1}: " + " | ".join(f"{name} {of[-1]['s']:.2f} s, {of[-1]['peak_gb']:.2f} GB" for name, of in runs.items()), flush=True)
     seconds = {name: statistics.median(run["s"] for run in of) for name, of in runs.items()}
     gigabytes = {name: max(run["peak_gb"] for run in of) for name, of in runs.items()}
@@ -118,6 +131,12 @@ def main() -> None:
         ratio = statistics.median(theirs["s"] / ours["s"] for ours, theirs in zip(runs[name], runs["peer"]))
         result |= {f"s_{name}": round(seconds[name], 2), f"gb_{name}": round(gigabytes[name], 2), f"ratio_time_{name}": round(ratio, 2),
                    f"ratio_memory_{name}": round(gigabytes[name] / gigabytes["peer"], 2)}
+        for tokens in runs[name][0]["again_s"]:
+            saved = sorted(100 * run["look_s"] / (run["look_s"] + run["again_s"][tokens]) for run in runs[name])
+            seconds_again = sorted(run["again_s"][tokens] for run in runs[name])
+            result[f"percent_saved_{name}_{tokens}"] = [round(saved[0], 1), round(saved[-1], 1)]
+            print(f"{name}, second question, {'default budget' if tokens == 'all' else f'{tokens} tokens'}: {seconds_again[0]:.2f} - {seconds_again[-1]:.2f} s, "
+                  f"{saved[0]:.0f} - {saved[-1]:.0f} % less than the first")
         print(f"{name}, median ms per stage: " + ", ".join(f"{stage} {ms:.0f}" for stage, ms in stages.items()))
         print(f"{name}: {seconds[name]:.2f} s, ps3-torch {seconds['peer']:.2f} s: {ratio:.2f} times faster with "
               f"{100 * gigabytes[name] / gigabytes['peer']:.0f} % of the memory")

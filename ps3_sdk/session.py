@@ -22,6 +22,7 @@ from .prompt import Prompt, PromptTokenizer
 
 DEFAULT_BUNDLE = Path(__file__).parent / "assets" / "default.plan"
 RUNTIMES = {"onnxruntime": "ps3_sdk.runtimes.ort"}      # manifest's word -> adapter module, imported when needed
+PASSING = ("score_features", "encode_prompt")           # run once per frame or text: large ones are in memory only while they run
 TABLES = "tables.safetensors"
 LARGE_BYTES = 64 << 20      # of tables, from where their pages are worth giving back
 PROMPTS_KEPT = 256
@@ -248,7 +249,7 @@ class Session:
     def _load(self, name: str, runtime: str):
         if runtime not in RUNTIMES:
             raise BundleError(f"[session] {name} of {self.bundle.path} was built for the runtime {runtime!r}; this version runs {', '.join(RUNTIMES)}. Upgrade ps3_sdk.")
-        return importlib.import_module(RUNTIMES[runtime]).load(self.bundle, name, self.threads)
+        return importlib.import_module(RUNTIMES[runtime]).load(self.bundle, name, self.threads, keep=name not in PASSING)
 
     def _open_language(self):
         from .language import Language     # here, because encoder bundles never need it

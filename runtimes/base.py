@@ -1,8 +1,9 @@
-"""What a runtime adapter offers. An adapter module has one function, `load(bundle, name, threads) -> Network`.
+"""What a runtime adapter offers. An adapter module has one function, `load(bundle, name, threads, keep) -> Network`.
 
 `bundle` is an open ps3_sdk.bundle.Bundle, `name` a key of its manifest's `networks`, `threads` the CPU threads to use
-(0: all cores). It raises RuntimeMissingError when its package is not installed and RuntimeFailedError when the network
-cannot be loaded or run; messages start with the adapter's name in brackets.
+(0: all cores), `keep` whether the network will run often enough to stay in memory. It raises RuntimeMissingError when its
+package is not installed and RuntimeFailedError when the network cannot be loaded or run; messages start with the adapter's name
+in brackets.
 """
 from __future__ import annotations
 

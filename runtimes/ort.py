@@ -8,13 +8,25 @@ from typing import Mapping, Sequence
 import numpy as np
 
 from ps3_sdk.errors import RuntimeFailedError, RuntimeMissingError
+from ps3_sdk.manifest import MANIFEST
 
 LARGE_BYTES = 100 << 20   # networks with more weights run for seconds; they give their working memory back after each run
-LOCATION_BYTES = 200     # the prefix "./" * 100 that the exporter leaves in front of a weight file's name
+LOCATION = "./" * 100    # the prefix that the exporter leaves in front of a weight file's name
 OFFSET = re.compile(rb"offset\x12\x14(\d{20})")
 
 
-def load(bundle, name: str, threads: int = 0) -> "OrtNetwork":
+def load(bundle, name: str, threads: int = 0, keep: bool = True) -> "OrtNetwork | PassingOrtNetwork":
+    """See base. keep: False for networks that run now and then; a large one is then in memory only while it runs."""
+    network = _open(bundle, name, threads)
+    return network if keep or not _is_large(bundle, name) else PassingOrtNetwork(bundle, name, threads)
+
+
+def _is_large(bundle, name: str) -> bool:
+    weights = bundle.manifest["networks"][name]["weights"]
+    return bool(weights) and bundle.members[weights] > LARGE_BYTES
+
+
+def _open(bundle, name: str, threads: int) -> "OrtNetwork":
     try:
         import onnxruntime
     except ImportError as error:
@@ -29,7 +41,10 @@ def load(bundle, name: str, threads: int = 0) -> "OrtNetwork":
         options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_mem_pattern = False
     model = bytes(bundle.member(entry["file"]))
-    if entry["weights"]:
+    if entry["weights"] and not _still_there(bundle):       # replaced on the disk meanwhile: what is mapped is the one to go on with
+        weights = bundle.member(entry["weights"])
+        options.add_external_initializers_from_files_in_memory([LOCATION + entry["weights"]], [weights], [len(weights)])
+    elif entry["weights"]:
         path = Path(bundle.path).resolve()
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         model = point_into_bundle(model, entry["weights"], path.name, bundle.offset(entry["weights"]))
@@ -39,7 +54,7 @@ def load(bundle, name: str, threads: int = 0) -> "OrtNetwork":
         raise RuntimeFailedError(f"[ort] {name} of {bundle.path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {_first_line(error)}. "
                                  "Export the bundle again with this version of ps3_sdk.") from error
     run_options = onnxruntime.RunOptions()
-    if entry["weights"] and bundle.members[entry["weights"]] > LARGE_BYTES:
+    if _is_large(bundle, name):
         run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return OrtNetwork(session, name, run_options)
 
@@ -50,13 +65,25 @@ def point_into_bundle(model: bytes, weights: str, bundle_name: str, member_offse
     The exporter writes locations with a prefix of ./././ and offsets with 20 digits, so both are replaced at equal length
     and the protobuf around them stays valid. An unzipped bundle needs none of this: its names are right as they are.
     """
-    old = b"./" * (LOCATION_BYTES // 2) + weights.encode()
+    old = (LOCATION + weights).encode()
     new = bundle_name.encode()
     if len(new) > len(old) - 2:
         raise RuntimeFailedError(f"[ort] the bundle's file name is {len(new)} bytes long; at most {len(old) - 2} can be mapped. Rename it.")
     padding = len(old) - len(new)
     model = model.replace(old, b"./" * (padding // 2) + b"/" * (padding % 2) + new)
     return OFFSET.sub(lambda found: b"offset\x12\x14%020d" % (int(found[1]) + member_offset), model)
+
+
+def _still_there(bundle) -> bool:
+    """Whether the bundle's path still leads to the bundle: its manifest, which has the hash of every member, is the same."""
+    if MANIFEST not in bundle.members:      # an unfinished bundle, whose exporter watches over it
+        return True
+    try:
+        with open(bundle.path, "rb") as file:
+            file.seek(bundle.offset(MANIFEST))
+            return file.read(bundle.members[MANIFEST]) == bundle.member(MANIFEST)
+    except OSError:
+        return False
 
 
 def _first_line(error: Exception) -> str:
@@ -75,6 +102,17 @@ class OrtNetwork:
 
     def bound(self, arrays: Mapping[str, np.ndarray]) -> "BoundOrtNetwork":
         return BoundOrtNetwork(self._session, self._name, self._run_options, arrays)
+
+
+class PassingOrtNetwork:
+    """A large network that is opened for each run and gone after it. Opening costs milliseconds: weights are mapped, not read."""
+
+    def __init__(self, bundle, name: str, threads: int):
+        self._place = bundle, name, threads
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        # copied, because an output would keep the network's working memory
+        return {key: array.copy() for key, array in _open(*self._place).run(inputs, outputs).items()}
 
 
 class BoundOrtNetwork:
