@@ -26,7 +26,6 @@ PROVIDERS = {"fp32": "cpu", "fp16": "cuda"}     # whose graph: the builder's fp1
 OPTIONS = ("exclude_embeds=true", "include_hidden_states=true", "prune_lm_head=true")     # rows in; hidden states out; logits of the last row
 MODEL = "model.onnx"
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
-_LAYER = re.compile(r"Reading layer (\d+)")
 
 
 def check_packages() -> dict[str, str]:
@@ -58,7 +57,8 @@ def run_builder(checkpoint: Checkpoint, config: LlmConfig, work_dir: Path, preci
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         _write_stand_in(part / "source", config)
-        _call(checkpoint.folder, part, precision, config, progress)
+        _call(checkpoint.folder, part, precision)
+        progress(f"llm: graph of {config.depth} layers")
         done.unlink(missing_ok=True)
         (part / MODEL).replace(target)
         done.write_text(stamp)
@@ -94,7 +94,7 @@ def file_stamps(folder: Path) -> list[list]:
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
-def _call(checkpoint: Path, place: Path, precision: str, config: LlmConfig, progress: Callable[[str], None]) -> None:
+def _call(checkpoint: Path, place: Path, precision: str) -> None:
     command = [sys.executable, "-m", "ps3_sdk.export.llm_graph", str(checkpoint), str(place / MODEL), "-i", str(place / "source"), "-o", str(place / "out"),
                "-p", precision, "-e", PROVIDERS[precision], "-c", str(place / "cache"), "--extra_options", *OPTIONS]
     said: deque[str] = deque(maxlen=40)
@@ -104,9 +104,6 @@ def _call(checkpoint: Path, place: Path, precision: str, config: LlmConfig, prog
         for line in process.stdout:
             if line.strip():
                 said.append(line.strip())
-            layer = _LAYER.match(line)
-            if layer:
-                progress(f"llm: layer {int(layer[1]) + 1} of {config.depth}")
         code = process.wait()
     finally:
         if process.poll() is None:      # interrupted: the builder must not go on alone

@@ -303,7 +303,7 @@ def test_rows_without_an_id_are_cut_as_in_the_reference(work):
 def test_a_finished_build_is_used_again_and_a_changed_checkpoint_is_not(work):
     folder, place, said = tiny_llm.write(work / "again"), work / "again work", []
     build_llm(folder, place, progress=said.append)
-    assert "llm: layer 2 of 2" in said and sorted(path.name for path in place.iterdir()) == ["llm-fp32.json", "llm-fp32.onnx"]
+    assert "llm: graph of 2 layers" in said and sorted(path.name for path in place.iterdir()) == ["llm-fp32.json", "llm-fp32.onnx"]
     before = (place / "llm-fp32.onnx").stat().st_mtime_ns
     build_llm(folder, place, "int4")        # is made from the fp32 graph
     assert (place / "llm-fp32.onnx").stat().st_mtime_ns == before
