@@ -26,22 +26,23 @@ def _text(rng, words, least):
     return " ".join(parts)
 
 
-def _colours(rng, under):
-    """(plate or None, ink): they differ by 70 or more in luminance; under: mean colour of what is behind"""
-    plate = rng.integers(0, 256, 3) if rng.random() < 0.75 else None
+def _colours(rng, behind):
+    """(plate or None, ink): they differ by 70 or more in luminance. behind: (n, 3) pixels of what is there; too uneven, it gets a plate"""
+    under = behind.mean(0)
+    plate = rng.integers(0, 256, 3) if rng.random() < 0.7 or behind.mean(1).std() > 22 else None
     if plate is not None and rng.random() < 0.4:
         plate = np.clip(plate.mean() + rng.integers(-12, 13, 3), 0, 255).astype(int)
-    behind = under if plate is None else plate
+    ground = under if plate is None else plate
     while True:
         ink = rng.integers(0, 256, 3)
         if rng.random() < 0.5:
-            ink = np.full(3, 255 if luma(behind) < 128 else 0) + rng.integers(0, 40, 3) * (1 if luma(behind) >= 128 else -1)
-        if abs(luma(ink) - luma(behind)) > 70:
+            ink = np.full(3, 255 if luma(ground) < 128 else 0) + rng.integers(0, 40, 3) * (1 if luma(ground) >= 128 else -1)
+        if abs(luma(ink) - luma(ground)) > 70:
             return plate, ink
 
 
-def make_dense(rng, frame, faces, words, cap_px, grain):
-    """frame (h, w, 3) uint8 is written on in place -> (frame, code (n,) uint8, boxes (n, 4) float32)"""
+def make_dense(rng, frame, types, words, grain):
+    """frame (h, w, 3) uint8 is written on in place, in some of types (list of Glyphs) -> (frame, code (n,) uint8, boxes (n, 4) float32)"""
     h, w = frame.shape[:2]
     codes, boxes = [], []
     x = 0
@@ -50,23 +51,23 @@ def make_dense(rng, frame, faces, words, cap_px, grain):
         width = w - x if w - x - width < 120 else width
         y = 0
         while y < h - 16:
-            y = _block(rng, frame, x, y, width, faces, words, cap_px, codes, boxes)
+            y = _block(rng, frame, x, y, width, types, words, codes, boxes)
         x += width
     frame = _weather(rng, frame, grain)
     return frame, np.frombuffer("".join(codes).encode(), np.uint8), np.concatenate(boxes) if boxes else np.zeros((0, 4), np.float32)
 
 
-def _block(rng, frame, x, y, width, faces, words, cap_px, codes, boxes):
+def _block(rng, frame, x, y, width, types, words, codes, boxes):
     """A few lines of one face on one plate at (x, y) -> y below it"""
-    cap = float(np.exp(rng.uniform(*np.log(cap_px))))
-    glyphs = faces[rng.integers(len(faces))].glyphs(cap)
+    glyphs = types[rng.integers(len(types))]
+    cap = glyphs.cap_px
     pitch = cap * rng.uniform(1.5, 2.2)
     lines = min(int(rng.integers(1, 6)), int((frame.shape[0] - y) / pitch))
     if lines < 1:
         return frame.shape[0]
     bottom = int(y + lines * pitch)
     area = frame[y:bottom, x:x + width]
-    plate, ink = _colours(rng, area.reshape(-1, 3)[::97].mean(0))
+    plate, ink = _colours(rng, area.reshape(-1, 3)[::97])
     if plate is not None:
         area[...] = plate.astype(np.uint8)
     mask = np.zeros(area.shape[:2], np.uint8)

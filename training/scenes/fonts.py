@@ -52,7 +52,7 @@ class Face:
         glyphs = self.sizes.get(cap_px)
         if glyphs is None:
             glyphs = self.sizes[cap_px] = Glyphs(self._open(cap_px / self.cap_ratio), cap_px)
-            if len(self.sizes) > 4:
+            if len(self.sizes) > 2:
                 self.sizes.popitem(last=False)
         return glyphs
 
@@ -75,7 +75,8 @@ class Glyphs:
             picture = Image.new("L", (x1 - x0, y1 - y0))
             ImageDraw.Draw(picture).text((-x0, -y0), char, fill=255, font=self.font, anchor="ls")
             mask = np.asarray(picture)
-            rows, columns = np.flatnonzero(mask.max(1) > 40), np.flatnonzero(mask.max(0) > 40)
+            least = min(40, int(mask.max()) // 2)
+            rows, columns = np.flatnonzero(mask.max(1) > least), np.flatnonzero(mask.max(0) > least)
             if len(rows):
                 mask = mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
                 x0, y0 = x0 + int(columns[0]), y0 + int(rows[0])

@@ -54,6 +54,12 @@ def is_usable(path: str) -> bool:
         return False
 
 
+def is_legible(face: Face, cap_px: float = 10) -> bool:
+    """Whether no character fades away at the smallest size and capitals have the height that is asked for."""
+    glyphs = face.glyphs(cap_px)
+    return all(glyphs.glyph(char)[0].max(initial=0) > 110 for char in CHARS) and all(abs(len(face.line("H", cap).mask) - cap) <= 1.5 for cap in (10, 19, 28))
+
+
 def list_faces() -> list[tuple[str, str, str]]:
     """(group, family, file name) of every usable face, sorted"""
     rows = []
@@ -67,6 +73,6 @@ def list_faces() -> list[tuple[str, str, str]]:
         latin_noto = re.fullmatch(r"Noto (Sans|Serif)( Display| Mono)?|Noto Mono", family or "")
         if not family or not family.isprintable() or UNWANTED.search(f"{family} {style}") or (family.startswith("Noto") and not latin_noto) or "Italic" in (style or "") and "Bold" not in style:
             continue
-        if is_usable(path) and Face(path, family).line("H8", 20).mask.size:
+        if is_usable(path) and is_legible(Face(path, family)):
             rows.append((group_of(family), family, name))
     return sorted(rows)

@@ -44,7 +44,7 @@ def places_of(target, others, frame_px) -> list[str]:
     for side, (axis, sign) in SIDES.items():
         place = sign * (_centre(target, frame_px)[axis] - 0.5)
         rest = [sign * (_centre(other, frame_px)[axis] - 0.5) for other in others]
-        if place > 0.06 and all(r < 0.02 and place - r > 0.16 for r in rest):
+        if place > 0.06 and all(r < -0.02 and place - r > 0.16 for r in rest):
             found.append(side)
     return found
 

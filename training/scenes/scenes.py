@@ -18,6 +18,7 @@ from .words import load_words, make_value
 
 BLOCK = 64               # this many frames in a row share CANVASES canvases
 CANVASES = 4
+DENSE_TYPES = 96         # faces at a size that BLOCK dense pieces share
 CAP_PX = (10.0, 28.0)    # capitals' height at 3840x2160
 
 
@@ -73,7 +74,7 @@ class Scenes:
         self.canvases = Canvases(split, self.seed, self.frame_px, self.photos)
         self.unit = float(np.sqrt(self.frame_px[0] * self.frame_px[1] / (2160 * 3840)))
         self.grain = (np.random.default_rng(64).standard_normal((512, 512)) * 64).astype(np.int16)
-        self.kinds = {kind.name: kind for kind in KINDS}
+        self._types = (-1, [])
 
     def _rng(self, i, stream):
         if i < 0:
@@ -174,4 +175,10 @@ class Scenes:
         The piece is in frame pixels of 3840x2160: capitals are cap_px high."""
         rng = self._rng(i, 1)
         key, what = self._canvas(i // BLOCK, rng, "")
-        return make_dense(rng, self.canvases.cut(rng, key, what, canvas_px), self.faces, self.words, self.cap_px, self.grain)
+        block = int(i) // BLOCK
+        if self._types[0] != block:
+            draw = self._rng(block, 2)
+            low, high = np.log(self.cap_px)
+            caps = np.exp(low + (high - low) * draw.random(DENSE_TYPES))
+            self._types = block, [self.faces[draw.integers(len(self.faces))].glyphs(cap) for cap in caps]
+        return make_dense(rng, self.canvases.cut(rng, key, what, canvas_px), self._types[1], self.words, self.grain)

@@ -14,8 +14,7 @@ def prepare(domain: str, canvases, canvas, rng, unit: float) -> np.ndarray:
         h, w = canvases.frame_px
         level = int(rng.integers(20, 60)) if rng.random() < 0.4 else int(rng.integers(205, 246))
         tint = np.clip(level + rng.integers(-8, 9, 3), 0, 255).astype(np.uint8)
-        frame = np.empty((h, w, 3), np.uint8)
-        frame[:, :] = tint
+        frame = np.tile(tint, (h, w, 1))
         screen(frame, rng, unit, tint)
         return frame
     frame = canvases.cut(rng, key, what)
