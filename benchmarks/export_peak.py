@@ -47,6 +47,26 @@ def write_checkpoint(folder: Path, text: str) -> int:
     return layout.size
 
 
+ENCODE_TEXT = """
+import json, sys, time
+import ps3_sdk
+session = ps3_sdk.Session(sys.argv[1], verify=False)
+times = []
+for text in ("the exit sign", "the speed limit", "a red light"):
+    start = time.perf_counter()
+    session.encode_text(text)
+    times.append(time.perf_counter() - start)
+with open("/proc/self/status") as lines:
+    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e6
+print(json.dumps({"s_per_text": [round(s, 2) for s in times], "gb_texts": round(peak, 2)}))
+"""
+
+
+def encode_texts(plan: Path) -> dict:
+    """Seconds of three new prompts, opening the text tower each time, and the peak memory of a session that did nothing else."""
+    return json.loads(subprocess.run([sys.executable, "-c", ENCODE_TEXT, plan], check=True, capture_output=True, text=True).stdout)
+
+
 class Watch(threading.Thread):
     """The memory of a process and all below it, until it ends: `largest` process and `together`, in GB."""
 
@@ -112,6 +132,9 @@ def main() -> None:
             size = write_checkpoint(Path(folder), text)
             for precision in options.precision:
                 found = results[f"{text} {precision}"] = export(Path(folder), Path(folder) / "engine.plan", precision)
+                if TEXTS[text] is not None:
+                    found |= encode_texts(Path(folder) / "engine.plan")
+                    print(f"text {text}, {precision}: a new prompt {found['s_per_text']} s, a session that only encodes prompts peaks at {found['gb_texts']} GB")
                 print(f"text {text}, {precision}: checkpoint {size / 1e9:.2f} GB, bundle {found['gb_bundle']} GB in {found['s']} s; largest process "
                       f"{found['gb_largest_process']} GB, all together {found['gb_together']} GB = {found['ratio_process']} and {found['ratio_together']} "
                       f"times the largest network ({found['gb_largest_network']} GB); errors {found['errors']}", flush=True)

@@ -3,9 +3,10 @@
     python benchmarks/full_size.py --peer PYTHON_WITH_PS3_TORCH [--precision fp32 int8] [--rounds 3] [--bundles FOLDER]
 
 Both run the same shapes with random weights and the same thread count: preprocessing, low-res pass, score, selection, gathering
-of 2559 patches, high-res pass. Then a second question about the same frame, at three budgets: what it saves is the low-res pass, a
-part of asking anew about the same frame with the same budget. Peak memory, of the first question, is the kernel's VmHWM of each process, mapped weights included. Bundles of random
-weights are exported first (up to 2.3 GB each in the temporary folder, removed at the end; with --bundles kept there and used again). The last line is one JSON object.
+of 2559 patches, high-res pass. Then a second question about the same frame, at three budgets: what it saves is the low-res pass,
+a part of asking anew about the same frame with the same budget. Peak memory, of the first question, is the kernel's VmHWM of each
+process, mapped weights included. Bundles of random weights are exported first (up to 2.3 GB each in the temporary folder, removed
+at the end; with --bundles kept there and used again). The last line is one JSON object.
 """
 from __future__ import annotations
 
