@@ -14,7 +14,7 @@ test: $(VENV)/test
 
 peer: .peer/ready
 
-SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc ps3_sdk runtimes export -type f ! -name '*.pyc')
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc ps3_sdk runtimes export training -type f ! -name '*.pyc')
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt install python3-venv"; exit 1; }

@@ -1,4 +1,4 @@
-"""The `ps3` command: ask, encode, export, info, bench, doctor. Answers go to stdout, progress and errors to stderr."""
+"""The `ps3` command: ask, encode, export, info, bench, eval, doctor. Answers go to stdout, progress and errors to stderr."""
 from __future__ import annotations
 
 import argparse
@@ -89,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--tokens", type=int, metavar="N")
     bench.add_argument("--runs", type=int, default=10)
     bench.add_argument("--json", action="store_true")
+
+    from .evaluate import command as evaluation
+    sub = command("eval", evaluation.run, "how often answers are right, on scenes made for it or on questions of your own")
+    evaluation.add_arguments(sub)
+    bundle_and_threads(sub)
 
     command("doctor", _doctor, "check this installation and say what is missing")
     return parser

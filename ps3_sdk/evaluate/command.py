@@ -1,0 +1,74 @@
+"""The `ps3 eval` command."""
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from ..atomic import replaced
+from ..errors import InputError, RuntimeMissingError
+
+
+def add_arguments(sub) -> None:
+    sub.add_argument("what", metavar="WHAT", help="scenes: our held-out ones; a folder in V*Bench's layout; or a .jsonl file of questions (docs/evaluation.md)")
+    sub.add_argument("--questions", type=int, default=100, metavar="N", help="scenes: questions per domain (default 100)")
+    sub.add_argument("--unanswerable", type=int, metavar="N", help="scenes: questions per domain that have no answer (default: half as many)")
+    sub.add_argument("--domains", nargs="+", metavar="NAME", help="scenes: some of driving household gaming ui (default: all)")
+    sub.add_argument("--split", default="test", help="scenes: test, val or train (default test)")
+    sub.add_argument("--frame", default="3840x2160", metavar="WxH", help="scenes: frame size (default 3840x2160)")
+    sub.add_argument("--fallback", action="store_true", help="scenes: go on without fonts and word lists, to try the command")
+    sub.add_argument("--seed", type=int, default=0, help="of the scenes, or of the order of options (default 0)")
+    sub.add_argument("--tokens", type=int, metavar="N", help="high-res patches per question (default: one look of the model)")
+    sub.add_argument("--scales", type=int, metavar="N", help="look only at the first N high-res scales")
+    sub.add_argument("--max-tokens", type=int, default=32, metavar="N", help="of an answer in words (default 32)")
+    sub.add_argument("--json", action="store_true", help="print every figure as JSON")
+    sub.add_argument("-o", "--output", metavar="FOLDER", help="keep results, summary and plots there; the same command continues what was interrupted")
+
+
+def run(options) -> None:
+    from ..session import Session
+    from .plots import plot
+    from .progress import Bar
+    from .run import evaluate
+    from .summary import table
+
+    items = _items(options)
+    start = time.perf_counter()
+    with Session(options.bundle, threads=options.threads) as session:
+        summary = evaluate(session, items, tokens=options.tokens, scales=options.scales, max_tokens=options.max_tokens, folder=options.output,
+                           open_seconds=time.perf_counter() - start, progress=Bar(sys.stderr))
+    text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
+    if options.output:
+        _write(Path(options.output) / "summary.json", text)
+        try:
+            plot(summary, Path(options.output) / "summary.png")
+        except RuntimeMissingError as error:
+            print(f"ps3: {error}", file=sys.stderr)
+    print(text if options.json else table(summary))
+
+
+def _items(options):
+    from .questions import read_questions
+    from .scene_items import DOMAINS, SceneItems
+    from .vstar import read_vstar
+
+    if options.what == "scenes":
+        return SceneItems(options.questions, unanswerable=options.unanswerable, domains=options.domains or DOMAINS, split=options.split, seed=options.seed,
+                          frame_px=_size(options.frame), fallback=options.fallback)
+    return read_vstar(options.what, options.seed) if Path(options.what).is_dir() else read_questions(options.what)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 256 <= int(width) <= 16384 and 256 <= int(height) <= 16384):
+        raise InputError(f"[evaluate] the frame is {text!r}; width x height in pixels is needed, 256 to 16384 each. Pass 3840x2160.")
+    return int(height), int(width)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with replaced(path) as beside:
+            Path(beside).write_text(text + "\n", "utf-8")
+    except OSError as error:
+        raise InputError(f"[evaluate] {path} cannot be written: {error.strerror or error}. Choose a writable folder with room.") from error

@@ -1,0 +1,58 @@
+"""Item: one question about one frame, wherever it comes from; and what all sets of them have in common."""
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Callable
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One question about one frame.
+
+    key: names it in its set | where: names it in errors | frame: gives what Frame.of takes | answer: "" where the frame cannot
+    answer | choices: in the order in which they are shown, () where the answer is free | boxes_px: what must be seen, each
+    (x0, y0, x1, y1) frame pixels | domain: results are also told by it | kind: "value", or why there is no answer | cap_px: height of
+    its capitals in a 3840x2160 frame.
+    """
+    key: str
+    where: str
+    frame: Callable[[], object]
+    prompt: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    boxes_px: tuple[tuple[float, float, float, float], ...] = ()
+    domain: str = "all"
+    kind: str = "value"
+    cap_px: float | None = None
+
+
+class ItemList(list):
+    """Items in memory. name: of the set | settings: plain values that say which items these are; results are kept by them."""
+
+    def __init__(self, items, name: str, settings: dict):
+        super().__init__(items)
+        self.name, self.settings = name, settings
+
+
+def digest(*parts) -> str:
+    """16 hex digits that differ where any of the parts (str or bytes) does."""
+    found = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else bytes(part)
+        found.update(len(data).to_bytes(8, "little") + data)
+    return found.hexdigest()[:16]
+
+
+def checked_boxes(value, where: str, wanted: str) -> tuple[tuple[float, float, float, float], ...]:
+    """One box of four numbers, or a list of them, as boxes. Raises InputError that begins with `where`."""
+    boxes = [value] if isinstance(value, list) and value and not isinstance(value[0], list) else value
+    if not isinstance(boxes, list) or not all(isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) for box in boxes):
+        raise InputError(f"{where} is {str(value)[:80]}; {wanted} is needed.")
+    return tuple(tuple(map(float, box)) for box in boxes)
+
+
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9      # NaN is not below anything

@@ -1,0 +1,58 @@
+"""Which patches a budget picks out of a probability map, and how much of a box they cover. No network runs here."""
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+
+from .. import blocks
+from ..budget import Budget
+from ..session import Session
+
+
+def block_side(session: Session, rule: str | None = None) -> int:
+    """Side of the blocks that an ask of this session selects by, 1 for single patches; see `rule` of Session.ask."""
+    language = session.language
+    if language is None or rule == "patches":
+        return 1
+    grids = [px // session.patch_px for px in session.geometry["scales_px"]]
+    return language.r if rule == "blocks" or blocks.is_tie_rule(grids[1:], grids[0], language.r) else 1
+
+
+def choose(session: Session, prob: np.ndarray, budget: Budget, rule: str | None = None) -> list[dict[int, np.ndarray]]:
+    """What an ask would pick by this (g, g) map: per look {scale px: ascending int32 patch ids}."""
+    scales_px, r = session.geometry["scales_px"][1:], block_side(session, rule)
+    taken = {px: np.zeros((px // session.patch_px) ** 2, np.uint8) for px in scales_px}
+    looks = budget.looks if r == 1 else blocks.plan_blocks(budget.looks, list(map(len, taken.values())), r * r)
+    return [{px: session.select(prob, px, count, taken[px], r) for px, count in zip(scales_px, counts)} for counts in looks]
+
+
+def coverage(box_px: Sequence[float], ids: np.ndarray, grid: int, frame_size: tuple[int, int]) -> float:
+    """Share of a box's area inside the picked patches of a grid x grid scale; 0 for a box outside the frame or without area."""
+    height, width = frame_size
+    x0, y0, x1, y1 = box_px
+    edges = np.arange(grid + 1)
+    across = _overlap(edges * width / grid, x0, x1)
+    down = _overlap(edges * height / grid, y0, y1)
+    area = down.sum() * across.sum()
+    if not area > 0:
+        return 0.0
+    row, col = np.divmod(np.asarray(ids, np.int64), grid)
+    return float((down[row] * across[col]).sum() / area)
+
+
+def _overlap(edges, low, high):
+    return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None)
+
+
+def selection_recall(session: Session, prob: np.ndarray, boxes_px, frame_size: tuple[int, int], budgets: Sequence[int], scales: int | None = None) -> dict[str, float]:
+    """{budget: share of the boxes that finest-scale patches cover, mean over the boxes}; budgets beyond all patches are left out."""
+    px = session.geometry["scales_px"][1:][-1 if scales is None else scales - 1]
+    grid, found = px // session.patch_px, {}
+    for tokens in budgets:
+        budget = session.budget(tokens=tokens, scales=scales)
+        if budget.notes:
+            continue
+        ids = np.concatenate([np.empty(0, np.int32), *(look[px] for look in choose(session, prob, budget))])
+        found[str(tokens)] = round(float(np.mean([coverage(box, ids, grid, frame_size) for box in boxes_px])), 6)
+    return found

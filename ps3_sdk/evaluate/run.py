@@ -1,0 +1,106 @@
+"""Ask every question of a set, keep each result, sum them up."""
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from typing import Callable, Iterable
+
+from ..answer import Answer
+from ..errors import InputError
+from ..frame import Frame
+from ..measure import machine
+from ..session import Session
+from .items import Item, digest
+from .recall import selection_recall
+from .results import Results
+from .summary import summarise
+from .words import chosen, is_refusal, lettered, normalise
+
+FORMAT = 1              # of the records; part of the settings that they are kept by
+BUDGETS = (256, 512, 1024, 2048)
+
+
+def evaluate(session: Session, items: Iterable[Item], *, tokens: int | None = None, scales: int | None = None, max_tokens: int = 32, folder=None,
+             open_seconds: float | None = None, progress: Callable[[int, int, str], None] | None = None) -> dict:
+    """Ask each item twice, at the budget and with the low-res pass alone, each time from the frame on.
+
+    Args:
+        items: SceneItems, read_questions(..), read_vstar(..), or an ItemList of your own.
+        tokens, scales: budget as in Session.ask | max_tokens: of an answer in words.
+        folder: results are kept there, one a line, and a second call continues; None: in memory alone.
+        open_seconds: how long the session took to open, for the record | progress: called with (done, total, text).
+    Returns:
+        the summary, plain dicts; docs/evaluation.md names every key.
+    Raises:
+        InputError that names the item: a frame that cannot be read, a free answer wanted of a bundle without a language model.
+    """
+    settings = {"format": FORMAT, "items": items.settings, "bundle": bundle_of(session), "tokens": tokens, "scales": scales, "max_tokens": max_tokens,
+                "threads": session.threads, "versions": versions(), "machine": machine()}
+    seen, first = set(), True
+    with Results(folder, settings) as results:
+        for item in items:
+            known = results.records.get(item.key)
+            if known is None or known["prompt"] != item.prompt:
+                results.add(_record(session, item, tokens, scales, max_tokens, first))
+                first = False
+            seen.add(item.key)
+            if progress:
+                progress(len(seen), max(len(items), len(seen)), item.domain)
+        records = [record for key, record in results.records.items() if key in seen]
+    summary = {"set": items.name, "settings_hash": results.hash, **summarise(records), **{name: value for name, value in settings.items() if name != "format"}}
+    summary["seconds_per_question"]["open"] = None if open_seconds is None else round(open_seconds, 4)
+    summary["notes"] = _notes(session, items, records)
+    return summary
+
+
+def bundle_of(session: Session) -> dict:
+    """Name and hash of a bundle; the manifest holds the hash of every other member."""
+    model = session.bundle.manifest["model"]
+    return {"name": model["name"], "weights": model["weights"], "hash": digest(session.bundle.member("manifest.json"))}
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("ps3_sdk", "numpy", "pillow", "onnxruntime")}}
+
+
+def ask(session: Session, frame: Frame, item: Item, **budget) -> tuple[Answer, str]:
+    """The answer, and what counts as said: its text, or the choice that it names."""
+    if not item.choices:
+        answer = session.ask(frame, item.prompt, **budget)
+        return answer, answer.text or ""
+    if session.language is None:
+        budget.pop("max_tokens", None)
+        answer = session.ask(frame, item.prompt, choices=list(item.choices), **budget)
+        return answer, answer.text
+    answer = session.ask(frame, lettered(item.prompt, item.choices), **budget)
+    index = chosen(answer.text, item.choices)
+    return answer, answer.text if index is None else item.choices[index]
+
+
+def _record(session: Session, item: Item, tokens, scales, max_tokens: int, first: bool) -> dict:
+    try:
+        frame = Frame.of(item.frame())
+        start = time.perf_counter()
+        answer, said = ask(session, frame, item, tokens=tokens, scales=scales, max_tokens=max_tokens)
+        seconds = time.perf_counter() - start
+        low, said_low = ask(session, frame, item, tokens=0, max_tokens=max_tokens)
+    except InputError as error:
+        raise InputError(f"{item.where}: {error}") from error
+    right = lambda text: normalise(text) == normalise(item.answer) if item.answer.strip() else is_refusal(text)
+    confidence = getattr(answer, "confidence", None)
+    return {
+        "key": item.key, "domain": item.domain, "kind": item.kind, "prompt": item.prompt, "answer": item.answer, "choices": list(item.choices),
+        "said": said, "text": answer.text, "right": right(said), "said_low_res_only": said_low, "right_low_res_only": right(said_low), "refused": is_refusal(said),
+        "confidence": None if confidence is None else round(float(confidence), 6), "cap_px": item.cap_px, "patches": sum(map(len, answer.picked.values())),
+        "recall": selection_recall(session, answer.prob, item.boxes_px, answer.frame_size, BUDGETS, scales) if item.boxes_px else None,
+        "seconds": round(seconds, 5), "first": first}
+
+
+def _notes(session: Session, items, records: list[dict]) -> list[str]:
+    notes = list(session.notes) + list(getattr(items, "notes", ()))
+    if session.language is None and any(not record["choices"] for record in records):
+        notes.append("this bundle has no language model: it answers nothing in words, only choices and selection are measured")
+    if any(record["confidence"] is None for record in records):
+        notes.append("answers of this bundle carry no confidence: how sure it was of what is not there was not measured")
+    return notes

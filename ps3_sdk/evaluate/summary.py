@@ -1,0 +1,99 @@
+"""Records of single questions summed up. Every share stands beside its number of questions and its Wilson 95 % interval."""
+from __future__ import annotations
+
+import statistics
+from typing import Sequence
+
+from .statistics import share_of
+
+CONFIDENT = 0.8
+CAP_BANDS_PX = {"10-13": (0, 14), "14-18": (14, 19), "19-23": (19, 24), "24-28": (24, 1e9)}       # [low, high) of capitals at 3840x2160
+MEASURES = {"exact_match": "right", "exact_match_low_res_only": "right_low_res_only"}
+
+
+def summarise(records: Sequence[dict]) -> dict:
+    """Figures over all records, by domain, and by height of the text; what cannot be answered is told apart from what can."""
+    asked = [record for record in records if record["kind"] == "value"]
+    domains = sorted({record["domain"] for record in asked})
+    capped = [record for record in asked if record["cap_px"] is not None]
+    return {
+        **measures(asked),
+        "by_domain": {domain: measures([record for record in asked if record["domain"] == domain]) for domain in domains},
+        "by_cap_px": {name: measures([record for record in capped if low <= record["cap_px"] < high]) for name, (low, high) in CAP_BANDS_PX.items()} if capped else {},
+        "unanswerable": unanswerable([record for record in records if record["kind"] != "value"]),
+        "seconds_per_question": seconds(records),
+        "patches_per_question": round(statistics.fmean(record["patches"] for record in asked), 1) if asked else None,
+    }
+
+
+def measures(records: Sequence[dict]) -> dict:
+    """Figures of questions that have an answer. exact_match counts free answers, choice_accuracy multiple choice (there only)."""
+    free, choice = [r for r in records if not r["choices"]], [r for r in records if r["choices"]]
+    found = {"n": len(records)}
+    for name, key in MEASURES.items():
+        found.update(_told(name, [record[key] for record in free]))
+        if choice:
+            found.update(_told(name.replace("exact_match", "choice_accuracy"), [record[key] for record in choice]))
+    found.update(_told("refused", [record["refused"] for record in free]))
+    sure = [record for record in records if record["confidence"] is not None]
+    found.update(_told("wrong_but_confident", [record["confidence"] > CONFIDENT and not record["right"] and not record["refused"] for record in sure]))
+    recalls = [record["recall"] for record in records if record["recall"] is not None]
+    shares = {budget: share_of(recall[budget] for recall in recalls if budget in recall) for budget in (recalls[0] if recalls else ())}
+    found["selection_recall"] = {budget: share["share"] for budget, share in shares.items()}
+    found["selection_recall_interval"] = {budget: share["interval"] for budget, share in shares.items()}
+    found["selection_recall_n"] = len(recalls)
+    return found
+
+
+def unanswerable(records: Sequence[dict]) -> dict:
+    """Questions that the frame cannot answer: how often a value was given all the same, and with confidence above CONFIDENT."""
+    def figures(some):
+        sure = [record for record in some if record["confidence"] is not None]
+        return {"n": len(some), **_told("answered", [not record["refused"] for record in some]),
+                **_told("answered_confidently", [not record["refused"] and record["confidence"] > CONFIDENT for record in sure])}
+    kinds = sorted({record["kind"] for record in records})
+    return {**figures(records), "confident_above": CONFIDENT, "by_kind": {kind: figures([r for r in records if r["kind"] == kind]) for kind in kinds}}
+
+
+def seconds(records: Sequence[dict]) -> dict:
+    """Of an ask at the budget, frame in memory: median and 95th percentile of the warm ones, and the first one after opening."""
+    warm = sorted(record["seconds"] for record in records if not record["first"])
+    first = [record["seconds"] for record in records if record["first"]]
+    return {"median": statistics.median(warm) if warm else None, "p95": warm[min(len(warm) - 1, int(0.95 * len(warm)))] if warm else None,
+            "n": len(warm), "first": first[0] if first else None}
+
+
+def _told(name: str, values: Sequence[bool]) -> dict:
+    found = share_of(values)
+    return {name: found["share"], f"{name}_interval": found["interval"], f"{name}_n": found["n"]}
+
+
+def table(summary: dict) -> str:
+    """What a person reads first."""
+    free = summary["exact_match_n"] > 0
+    name = "exact_match" if free else "choice_accuracy"
+    budgets = list(summary["selection_recall"])
+    lines = [f"{summary['set']}: {summary['n']} questions, {summary['bundle']['name']} ({summary['bundle']['hash']}), {summary['machine']}",
+             f"{'':<12}{'n':>6}{name.replace('_', ' '):>26}{'low-res only':>24}" + "".join(f"{'recall ' + budget:>13}" for budget in budgets)]
+    rows = [("all", summary), *summary["by_domain"].items(), *((f"{band} px", row) for band, row in summary["by_cap_px"].items())]
+    for title, row in rows:
+        if row["n"]:
+            lines.append(f"{title[:11]:<12}{row['n']:>6}{_percent(row, name):>26}{_percent(row, name + '_low_res_only'):>24}"
+                         + "".join(f"{_plain(row['selection_recall'].get(budget)):>13}" for budget in budgets))
+    absent, spent = summary["unanswerable"], summary["seconds_per_question"]
+    if absent["n"]:
+        lines.append(f"not there: {absent['n']} questions, a value given to {_percent(absent, 'answered')}, with confidence above {CONFIDENT} to {_percent(absent, 'answered_confidently')}")
+    if spent["median"] is not None:
+        lines.append(f"seconds per question: median {spent['median']:.3f}, 95 % below {spent['p95']:.3f}" + (f", first {spent['first']:.3f}" if spent["first"] is not None else ""))
+    return "\n".join(lines + [f"note: {note}" for note in summary["notes"]])
+
+
+def _plain(share) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _percent(row: dict, name: str) -> str:
+    if row.get(name) is None:
+        return "-"
+    low, high = row[f"{name}_interval"]
+    return f"{100 * row[name]:.1f} % ({100 * low:.1f} - {100 * high:.1f})"

@@ -1,0 +1,40 @@
+"""Answers as texts: normalised, compared, and found among lettered options."""
+from __future__ import annotations
+
+import re
+from typing import Sequence
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+REFUSALS = ("", "NOT VISIBLE")      # normalised answers that say that nothing can be said
+_LETTER = re.compile(r"\(?([A-Z])(?:[).:](?=\s|$)|$)")
+
+
+def normalise(text: str | None) -> str:
+    """What is compared: the text without space around it, in upper case; None is ""."""
+    return (text or "").strip().upper()
+
+
+def is_refusal(text: str | None) -> bool:
+    return normalise(text).rstrip(".") in REFUSALS
+
+
+def lettered(prompt: str, choices: Sequence[str]) -> str:
+    """The prompt that a language model gets for a multiple-choice question."""
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices))
+    return f"{prompt}\n{options}\nAnswer with the option's letter from the given choices directly."
+
+
+def chosen(text: str | None, choices: Sequence[str]) -> int | None:
+    """Index of the option that an answer names, None where that is not clear.
+
+    In this order: the option's text itself; its letter alone or before `.`, `)` or `:`; the only option whose text stands in it.
+    """
+    said = normalise(text)
+    options = [normalise(choice).rstrip(".") for choice in choices]
+    if said.rstrip(".") in options:
+        return options.index(said.rstrip("."))
+    letter = _LETTER.match(said)
+    if letter and LETTERS.index(letter[1]) < len(choices):
+        return LETTERS.index(letter[1])
+    inside = [i for i, option in enumerate(options) if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)]
+    return inside[0] if len(inside) == 1 else None
