@@ -67,13 +67,12 @@ def build_llm(folder: str | Path, work_dir: str | Path, precision: str = "fp32",
 
 
 def token_embedding(folder: str | Path, vocabulary: int | None = None) -> StoredTensor:
-    """The (vocabulary, width) embedding table of an llm folder, F16 or F32 as in the checkpoint (bfloat16 becomes F32, exactly)."""
+    """The (vocabulary, width) embedding table of an llm folder, as the checkpoint stores it: F32, F16, or BF16 (by its bits)."""
     folder = Path(folder)
     config = LlmConfig.parse(Fields.read(folder / "config.json"))
     checkpoint = _checkpoint(folder, config)
     rows = min(vocabulary or read_tokenizer(folder)[0].get_vocab_size(), config.vocab_size)
-    dtype = "F16" if checkpoint.dtype(_EMBEDDING) == "F16" else "F32"
-    return StoredTensor("token_embedding", (rows, config.width), lambda: checkpoint.array(_EMBEDDING)[:rows].astype(DTYPES[dtype], copy=False), dtype)
+    return StoredTensor("token_embedding", (rows, config.width), lambda: checkpoint.stored(_EMBEDDING, rows), checkpoint.dtype(_EMBEDDING))
 
 
 class LlmGraph:

@@ -19,6 +19,7 @@ from ps3_sdk.errors import ExportError, RuntimeFailedError
 
 from .apart import Placed
 
+HEAD_ROWS = 4096    # of the language model's head read at a time
 
 def read_steps(decoder: Decoder, sequence: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Hidden states (1 + steps, width) and logits (1 + steps, vocabulary) behind `rows` rows, read in two parts, and behind each
@@ -74,12 +75,14 @@ def measure_llm(decoder: Decoder | DecoderApart, reference, embed, *, rows: int 
     steps = min(steps, max(spec.context_length - rows - 1, 1))
     ids = np.random.Generator(np.random.PCG64(seed)).integers(0, spec.vocabulary, rows + steps)
     sequence = embed(ids)
-    resident = streamed.resident if streamed is not None else lambda *prefixes: nullcontext()
-    with torch.inference_mode():
-        with resident("model.norm."):
-            hidden = reference(torch.from_numpy(np.array(sequence, np.float32))[None])[0][0, rows - 1:].clone()
-        with resident("lm_head." if reference.lm_head is not None else "model.embed_tokens."):
-            logits = reference.logits(hidden)[:, :spec.vocabulary].numpy()
+    with torch.inference_mode(), streamed.resident("model.norm.") if streamed is not None else nullcontext():
+        hidden = reference(torch.from_numpy(np.array(sequence, np.float32))[None])[0][0, rows - 1:].clone()
+        if streamed is None:
+            logits = reference.logits(hidden)
+        else:       # the head may be the largest matrix of all
+            head = streamed.checkpoint.rows("lm_head.weight" if reference.lm_head is not None else "model.embed_tokens.weight", HEAD_ROWS)
+            logits = torch.cat([hidden @ torch.from_numpy(piece).T for piece in head], dim=1)
+        logits = logits[:, :spec.vocabulary].numpy()
     against = {"against": f"PyTorch {torch.__version__.split('+')[0]} float32", "inputs": f"{rows} random tokens in two parts, {steps} more one by one"}
     found = decoder.read_steps(sequence, rows) if isinstance(decoder, DecoderApart) else read_steps(decoder, sequence, rows)
     if found is None:

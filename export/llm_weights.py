@@ -51,9 +51,7 @@ def from_checkpoint(name: str, shape: tuple[int, ...], dtype: str, checkpoint: C
 
     def rows() -> Iterator[np.ndarray]:
         for key in keys:
-            whole = checkpoint.array(key)
-            for start in range(0, len(whole), _PIECE_OUTPUTS):
-                yield whole[start:start + _PIECE_OUTPUTS]
+            yield from checkpoint.rows(key, _PIECE_OUTPUTS)
 
     def load() -> np.ndarray:
         found, at = torch.empty(shape, dtype=_TORCH[dtype]), 0

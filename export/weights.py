@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Iterator
 
 import numpy as np
 import torch
@@ -76,20 +77,35 @@ class Checkpoint:
     def array(self, name: str) -> np.ndarray:
         """The same as a numpy array. It is read into memory of its own, not mapped, so that its memory ends with it."""
         self._known(name)
-        path, start = self._places[name]
         out = np.empty(self._shapes[name], np.float32)
-        flat, dtype = out.reshape(-1), READ_AS[self._dtypes[name]]
+        flat = out.reshape(-1)
+        for at in range(0, out.size, _PIECE):
+            flat[at:at + _PIECE] = widened(self._read(name, at, min(_PIECE, out.size - at)))
+        return out
+
+    def rows(self, name: str, num_rows: int) -> Iterator[np.ndarray]:
+        """A tensor from its first row to its last, num_rows (the last time fewer) at a time, as f32."""
+        self._known(name)
+        (total, *rest), width = self._shapes[name], int(np.prod(self._shapes[name][1:]))
+        for at in range(0, total, num_rows):
+            count = min(num_rows, total - at)
+            yield np.asarray(widened(self._read(name, at * width, count * width)), np.float32).reshape(count, *rest)
+
+    def stored(self, name: str, num_rows: int) -> np.ndarray:
+        """The first rows as they are in the file: float32, float16, or bfloat16 by its bits as uint16."""
+        self._known(name)
+        shape = num_rows, *self._shapes[name][1:]
+        return self._read(name, 0, int(np.prod(shape))).reshape(shape)
+
+    def _read(self, name: str, start: int, count: int) -> np.ndarray:
+        (path, first), dtype = self._places[name], READ_AS[self._dtypes[name]]
         try:
-            with open(path, "rb") as file:
-                file.seek(start)
-                for at in range(0, out.size, _PIECE):
-                    piece = np.fromfile(file, dtype, min(_PIECE, out.size - at))
-                    if len(piece) < min(_PIECE, out.size - at):
-                        raise OSError("the file ends early")
-                    flat[at:at + _PIECE] = widened(piece)
+            found = np.fromfile(path, dtype, count, offset=first + start * dtype.itemsize)
+            if len(found) < count:
+                raise OSError("the file ends early")
         except OSError as error:
             raise ExportError(f"[weights] {name} of {path} cannot be read ({error}); the file was there a moment ago. Check the disk.") from error
-        return out
+        return found
 
     def check(self, expected: dict[str, tuple[int, ...]], optional: dict[str, tuple[int, ...]] | None = None) -> None:
         """Raises ExportError naming every key that is missing, unknown or of another shape than expected."""

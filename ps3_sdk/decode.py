@@ -81,11 +81,11 @@ class Token:
 
 
 class TokenEmbedding:
-    """Token ids -> rows, looked up in a (vocabulary, width) f32 or f16 table, which may be a mapped file."""
+    """Token ids -> rows, looked up in a (vocabulary, width) table, f32, f16, or bfloat16 by its bits as uint16, which may be a mapped file."""
 
     def __init__(self, table: np.ndarray):
-        if getattr(table, "ndim", 0) != 2 or table.dtype.name not in _DTYPES:
-            raise InputError(f"[decode] the embedding table is {_kind(table)}; (vocabulary, width) float32 or float16 is needed.")
+        if getattr(table, "ndim", 0) != 2 or table.dtype.name not in (*_DTYPES, "uint16"):
+            raise InputError(f"[decode] the embedding table is {_kind(table)}; (vocabulary, width) float32, float16 or uint16 (bfloat16) is needed.")
         self.table = table
 
     def __call__(self, ids) -> np.ndarray:
@@ -96,7 +96,10 @@ class TokenEmbedding:
         wrong = np.flatnonzero((ids < 0) | (ids >= len(self.table)))
         if wrong.size:
             raise InputError(f"[decode] id[{wrong[0]}] is {ids[wrong[0]]}; the vocabulary has ids 0..{len(self.table) - 1}. Use the bundle's own tokenizer.")
-        return np.asarray(self.table[ids.astype(np.int64)], np.float32)
+        rows = self.table[ids.astype(np.int64)]
+        if rows.dtype.name == "uint16":         # bfloat16 is the upper half of f32
+            rows = (rows.astype(np.uint32) << 16).view(np.float32)
+        return np.asarray(rows, np.float32)
 
 
 class Decoder:

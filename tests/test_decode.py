@@ -363,6 +363,8 @@ def test_embedding_rows_and_ids():
     for ids in ([4], [-1], [[1]], [1.5]):
         with pytest.raises(InputError, match=r"^\[decode\] "):
             embed(ids)
+    halves = np.array([[1.5, -2.0, 3.25]], np.float32)
+    assert (TokenEmbedding((halves.view(np.uint32) >> 16).astype(np.uint16))([0]) == halves).all(), "bfloat16 by its bits"
     for table in (np.zeros((2, 3), np.int8), np.zeros(3, np.float32), [[1.0]]):
         with pytest.raises(InputError, match="embedding table"):
             TokenEmbedding(table)
