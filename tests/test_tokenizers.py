@@ -46,7 +46,8 @@ def test_ids_are_the_public_models(tmp_path, request, folders):
     if given is None and not default.exists():
         pytest.skip("the public reference is not installed; `make peer` installs it into .peer, or pass --peer PYTHON")
     texts = siglip_tokenizers.texts()
-    cases = {f"{name}: {how}": {"tokenizer_name": str(folder), "context_length": LENGTH, "clean": how} for name, folder in folders.items() for how in CLEANS}
+    cases = {f"{name}: {how}": {"tokenizer_name": str(folder), "context_length": LENGTH, "clean": how} for name, folder in folders.items()
+             for how in (CLEANS if "," not in name else CLEANS[-1:])}
     (tmp_path / "request.json").write_text(json.dumps({"texts": texts, "cases": cases}), "utf-8")
     done = subprocess.run([given or default, HERE / "conformance" / "run_peer_tokenizer.py", tmp_path / "request.json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
