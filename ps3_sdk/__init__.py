@@ -18,13 +18,15 @@ from .bundle import Bundle
 from .errors import (BudgetError, BundleError, ClosedError, ExportError, InputError, Ps3Error, RuntimeFailedError,
                      RuntimeMissingError)
 from .frame import Frame
-from .look import Encoding, Look
+from .encoding import Encoding
+from .look import Look
 from .sampling import Sampling
 from .session import Session
+from .similarity import Similarity
 
 __version__ = "0.1.0"
 __all__ = ["Answer", "BudgetError", "Bundle", "BundleError", "Choice", "ClosedError", "Encoding", "ExportError", "Frame", "InputError", "Look",
-           "Ps3Error", "Region", "RuntimeFailedError", "RuntimeMissingError", "Sampling", "Session", "Timing", "Timings", "cmake_dir"]
+           "Ps3Error", "Region", "RuntimeFailedError", "RuntimeMissingError", "Sampling", "Session", "Similarity", "Timing", "Timings", "cmake_dir"]
 
 
 def cmake_dir() -> str:

@@ -1,15 +1,18 @@
-"""One question about one frame or several: what to look for, looking closely at each frame, and the answer."""
+"""One question about one frame or several, or several about one: what to look for, looking closely, and the answer."""
 from __future__ import annotations
 
 from typing import Sequence
 
 from .answer import Answer, Timing, regions_from_map
+from .encoding import Aim, look_closely
 from .errors import InputError
 from .prompt import Prompt
 
+SELECTIONS = ("top_down", "bottom_up")
+
 
 def ask_together(seen: Sequence, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, choices=None, rule=None,
-                 max_tokens=None, sampling=None, cancel=None, on_text=None) -> list[Answer]:
+                 selection=None, smooth=False, batch=1, max_tokens=None, sampling=None, cancel=None, on_text=None) -> list[Answer]:
     """Answers in the order of `seen`, Looks of one session; arguments as in Session.ask.
 
     A language model reads all frames and gives one text, which every answer carries. Encoders are asked about each frame by itself.
@@ -17,36 +20,79 @@ def ask_together(seen: Sequence, prompt: str = "", *, prompt_embedding=None, tok
     session = seen[0].session
     session._open()
     choices = _checked(choices) if choices is not None else None
-    timings = [look.timing + Timing() for look in seen]
+    timings = [Timing() for _ in seen]
     budget = session.budget(tokens, looks, scales)
-    ids, query, read = look_for(seen, prompt, prompt_embedding, timings[0])
-    encodings, ranked, text, notes = [], [[] for _ in seen], None, ()
-    for i, look in enumerate(seen):
-        own = Timing()
-        encodings.append(look.encode_for(query, budget, own, rule))
-        if choices is not None:
-            ranked[i] = session.rank(choices, encodings[i], own)
-        timings[i] += own
+    ids, query, read = look_for(seen, prompt, prompt_embedding, timings[0], selection)
+    encodings = look_closely([Aim(look, query) for look in seen], budget, timings, rule=rule, smooth=smooth, batch=batch)
+    ranked = _ranked(session, choices, encodings, timings)
+    text, notes = None, ()
     if ids is not None and choices is None:
         with timings[0].stage("decode"):
             text, notes = _words(seen, ids, encodings, read, max_tokens, sampling, cancel, on_text)
-    return [_answer(*each, query, text, notes) for each in zip(seen, encodings, ranked, timings)]
+    return [_answer(look, *each, query, text, notes) for look, *each in zip(seen, encodings, ranked, timings)]
 
 
-def look_for(seen: Sequence, prompt: str, embedding, timing: Timing):
+def ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=None, choices=None, rule=None, selection=None, smooth=False, batch=1,
+             max_tokens=None, sampling=None, cancel=None) -> list[Answer]:
+    """Answers to several questions about one Look, in their order; arguments as in Look.ask_many."""
+    session = look.session
+    session._open()
+    if not isinstance(prompts, (list, tuple)) or not prompts:
+        raise InputError(f"[ask] prompts is {type(prompts).__name__}; a list of at least one text is needed. For one question use ask().")
+    choices = _checked(choices) if choices is not None else None
+    timings, budget, asked = [Timing() for _ in prompts], session.budget(tokens, looks, scales), []
+    if session.language is None and selection != "bottom_up":
+        session.encode_prompts(prompts, timings)
+    for prompt, timing in zip(prompts, timings):
+        asked.append(look_for([look], prompt, None, timing, selection))
+        look.memory["read"] = asked[-1][2]
+    encodings = look_closely([Aim(look, query) for _, query, _ in asked], budget, timings, rule=rule, smooth=smooth, batch=batch)
+    ranked, answers = _ranked(session, choices, encodings, timings), []
+    for (ids, query, read), encoding, each, timing in zip(asked, encodings, ranked, timings):
+        text, notes = None, ()
+        if ids is not None and choices is None:
+            with timing.stage("decode"):
+                text, notes = _words([look], ids, [encoding], read, max_tokens, sampling, cancel, None)
+        answers.append(_answer(look, encoding, each, timing, query, text, notes))
+    return answers
+
+
+def look_for(seen: Sequence, prompt: str, embedding, timing: Timing, selection: str | None = None):
     """Token ids (None without a language model), what to look for, and what the language model has read to know it."""
     session, language = seen[0].session, seen[0].session.language
+    if selection is not None and selection not in SELECTIONS:
+        raise InputError(f"[select] selection is {selection!r}; {' or '.join(SELECTIONS)} is needed.")
+    if not isinstance(prompt, str) and (language is not None or embedding is None):
+        raise InputError(f"[encode_prompt] the prompt is {type(prompt).__name__}; it must be a str. Pass vectors as prompt_embedding=.")
+    by_saliency = selection == "bottom_up"
+    if by_saliency and embedding is not None:
+        raise InputError("[select] selection is bottom_up and prompt_embedding is given; one says to pick by saliency, the other by the prompt. Pass one of them.")
+    if selection == "top_down" and embedding is None:
+        _needs_prompt(session, language, prompt)
+    asked = lambda: session.prior(prompt, "patches are picked bottom-up, by saliency, as asked")
     if language is None:
-        return None, session.encode_prompt(prompt, embedding, timing), None
-    if not isinstance(prompt, str):
-        raise InputError(f"[encode_prompt] the prompt is {type(prompt).__name__}; it must be a str.")
+        return None, asked() if by_saliency else session.encode_prompt(prompt, embedding, timing), None
     known = seen[0].memory.get("read")
     with timing.stage("encode_prompt"):
         ids = language.ids([*seen, prompt])
         if embedding is not None:
             return ids, session.encode_prompt(prompt, embedding), known
+        if by_saliency:
+            return ids, asked(), known
         vector, read = language.ask(ids, [((look, "low"), look.rows) for look in seen], known)
         return ids, Prompt(prompt, vector, None) if vector is not None else session.prior(prompt, "this model looks by saliency"), read
+
+
+def _needs_prompt(session, language, prompt: str) -> None:
+    if language is None and not prompt.strip():
+        raise InputError("[select] selection is top_down and the prompt is empty; there is nothing to look for. Pass a prompt, or leave selection out.")
+    if language is not None and not language.looks_by_prompt:
+        raise InputError(f"[select] selection is top_down; {session.bundle.path} was trained to look by saliency (look_close_mode after_image) and has no "
+                         "top_down_prompt_head. Leave selection out.")
+
+
+def _ranked(session, choices, encodings, timings) -> list[list]:
+    return [session.rank(choices, encoding, timing) if choices is not None else [] for encoding, timing in zip(encodings, timings)]
 
 
 def _words(seen, ids: list[int], encodings, read, max_tokens, sampling, cancel, on_text) -> tuple[str, tuple[str, ...]]:
@@ -67,8 +113,12 @@ def _words(seen, ids: list[int], encodings, read, max_tokens, sampling, cancel, 
     for token in generation:
         say(stream.push(token.id))
     say(stream.finish())
-    notes = generation.notes + ((f"the answer ended by {generation.stopped}",) if generation.stopped != "stop id" else ())
-    return stream.text.strip(), notes
+    text, notes = stream.text.strip(), tuple(generation.notes)
+    if generation.stopped != "stop id":
+        notes += (f"the answer ended by {generation.stopped}",)
+    elif not text:
+        notes += ("the answer is empty: the model ended it before a word",)
+    return text, notes
 
 
 def _answer(look, encoding, ranked, timing: Timing, query: Prompt, text: str | None, notes: tuple[str, ...]) -> Answer:
@@ -76,7 +126,7 @@ def _answer(look, encoding, ranked, timing: Timing, query: Prompt, text: str | N
     return Answer(
         prompt=query.text, text=ranked[0].text if ranked else text, choices=ranked,
         regions=regions_from_map(encoding.prob, encoding.picked, size, patch_px=encoding.patch_px), picked=encoding.picked, prob=encoding.prob,
-        timing=timing, frame_size=size, notes=encoding.notes + notes + look.session.notes, patch_px=encoding.patch_px, frame=look.frame)
+        timing=look.timing + timing, frame_size=size, notes=encoding.notes + notes + look.session.notes, patch_px=encoding.patch_px, frame=look.frame)
 
 
 def _checked(choices) -> list[str]:

@@ -12,8 +12,10 @@ from typing import Hashable, Sequence
 
 import numpy as np
 
-from .decode import Decoder, DecoderSpec, Generation, State, TextStream, TokenEmbedding
+from .decode import Decoder, DecoderSpec, Generation, TextStream, TokenEmbedding
 from .errors import BundleError, InputError
+from .language_model import LanguageModel, ReadState
+from .probability import pooling_weights
 
 IMAGE, VIDEO = "<image>", "<vila/video>"
 
@@ -33,22 +35,23 @@ class Rows:
 class Read:
     """What the language model has read: its state, and the names of the rows it stands for."""
     names: tuple[Hashable, ...]
-    state: State
+    state: ReadState
 
-    def shared(self, rows: Rows, empty: State) -> State:
+    def shared(self, rows: Rows, empty: ReadState) -> ReadState:
         """The state after the leading rows that both know; of `rows` at least the last is left to be read, for its hidden state."""
         pairs = zip(self.names, rows.names)
         num = next((i for i, (old, new) in enumerate(pairs) if old != new), min(len(self.names), len(rows.names)))
         num = min(num, len(rows.names) - 1)
         if not num:
             return empty
-        return self.state.upto(num)
+        return self.state if num == self.state.length else self.state.upto(num)
 
 
 class Language:
-    """networks: decode, project and (where the checkpoint has one) prompt_head | spec: the manifest's `language`."""
+    """networks: decode, project and (where the checkpoint has one) prompt_head | spec: the manifest's `language` |
+    model: reads rows and answers instead of the decode network, which may be absent then."""
 
-    def __init__(self, bundle, networks, tables):
+    def __init__(self, bundle, networks, tables, model: LanguageModel | None = None):
         from tokenizers import Tokenizer
 
         self.spec = bundle.manifest["language"]
@@ -58,11 +61,16 @@ class Language:
             self._tokenizer = Tokenizer.from_str(bytes(bundle.member(self.spec["tokenizer"])).decode())
         except Exception as error:      # the library raises plain Exception
             raise BundleError(f"[prompt] {bundle.path} holds a tokenizer that cannot be read: {error}. Export the bundle again.") from error
-        self.decoder = Decoder(networks["decode"], DecoderSpec(**{name: self.spec[name] for name in (
+        self.decoder: LanguageModel = model if model is not None else Decoder(networks["decode"], DecoderSpec(**{name: self.spec[name] for name in (
             "width", "num_layers", "kv_heads", "head_width", "vocabulary", "context_length", "dtype")}))
         self.embed = TokenEmbedding(tables["token_embedding"])
         self.stop_ids = frozenset(self.spec["stop_ids"])
         self.r = self.spec["downsample"]
+
+    @property
+    def looks_by_prompt(self) -> bool:
+        """Whether a question says where to look (look_close_mode after_prompt), rather than the model's prior (after_image)."""
+        return "prompt_head" in self._networks
 
     # -- text -----------------------------------------------------------------------------------------------------
 
@@ -146,7 +154,8 @@ class Language:
     # -- reading and answering --------------------------------------------------------------------------------------
 
     def read(self, rows: Rows, known: Read | None = None) -> Read:
-        """Read rows, those apart that `known` shares."""
+        """Read rows, those apart that `known` shares. Raises InputError where they are more than the context holds."""
+        self._check_room(len(rows.names))
         state = known.shared(rows, self.decoder.empty) if known is not None else self.decoder.empty
         return Read(rows.names, self.decoder.prefill(rows.embeds[state.length:], state))
 
@@ -155,7 +164,7 @@ class Language:
 
         low: per frame its name and low-res rows.
         """
-        if "prompt_head" not in self._networks or not low:
+        if not self.looks_by_prompt or not low:
             return None, known
         rows = self.assemble(ids, [[frame] for frame in low])
         end = (*rows.starts, len(rows.names))[self.prompt_end(ids) + 1]
@@ -165,18 +174,15 @@ class Language:
     def answer(self, read: Read, *, max_tokens: int | None = None, sampling=None, cancel=None) -> Generation:
         """The answer behind what was read, token by token. Raises InputError where the context has no room for one."""
         limit = self.spec["context_length"]
-        if len(read.names) >= limit:
-            raise InputError(f"[decode] the prompt has {len(read.names)} rows; the model's context holds {limit} and an answer needs room. "
-                             "Pass fewer tokens=, fewer frames or a shorter text.")
+        self._check_room(len(read.names) + 1)
         return self.decoder.generate(read.state, self.embed, stop_ids=self.stop_ids, max_tokens=limit if max_tokens is None else max_tokens,
                                      sampling=sampling, cancel=cancel)
 
-
-def pooling_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) f32: adaptive area mean. Output i averages inputs floor(i old / new) to ceil((i + 1) old / new) - 1, also when enlarging."""
-    i, j = np.arange(new)[:, None], np.arange(old)
-    inside = (j >= i * old // new) & (j < -(-(i + 1) * old // new))
-    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+    def _check_room(self, needed: int) -> None:
+        limit = self.spec["context_length"]
+        if needed > limit:
+            raise InputError(f"[decode] the prompt and the first token of an answer take {needed} rows or more; the model's context holds {limit}. "
+                             "Pass fewer tokens=, fewer frames or a shorter text.")
 
 
 def _clean(text: str) -> str:

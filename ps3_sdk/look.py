@@ -1,56 +1,15 @@
-"""Look: what one frame costs once and every question about it shares. The stages of a question, one line each."""
+"""Look: what one frame costs once and every question about it shares."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import _core, blocks
 from .answer import Answer, Timing
-from .ask import ask_together, look_for
-from .budget import Budget
-from .errors import InputError
+from .ask import ask_each, ask_together, look_for
+from .encoding import Aim, Encoding, look_closely
 from .frame import Frame
-from .prompt import Prompt
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """PS3's own output for one frame and prompt.
-
-    tokens: (num_low + num_high, width) f32, low-res tokens row-major, then the picked patches scale by scale, row-major
-        inside a scale; before the trunk's final norm, as the public model returns them.
-    prob: (g, g) f32 in (0, 1), how much the prompt cares about each place | picked: {scale px: ascending int32 patch ids}.
-    """
-    tokens: np.ndarray
-    num_low: int
-    prob: np.ndarray
-    picked: dict[int, np.ndarray]
-    patch_px: int
-    timing: Timing
-    notes: tuple[str, ...] = ()
-
-    @property
-    def high_tokens(self) -> np.ndarray:
-        """(num_high, width) f32"""
-        return self.tokens[self.num_low:]
-
-    def prob_at(self, scale_px: int) -> np.ndarray:
-        """(rows, cols) f32: the probability map enlarged by nearest to the grid of a scale."""
-        n, g = scale_px // self.patch_px, len(self.prob)
-        index = np.arange(n) * g // n
-        return self.prob[np.ix_(index, index)]
-
-    def feature_maps(self) -> dict[int, np.ndarray]:
-        """{scale px: (width, rows, cols) f32} for every scale, zeros where nothing was picked. 0.4 GB at full 4K size."""
-        g = len(self.prob)
-        maps = {g * self.patch_px: _core.scatter(self.tokens[:self.num_low], np.arange(g * g, dtype=np.int32), g, g)}
-        start = self.num_low
-        for px, ids in self.picked.items():
-            n = px // self.patch_px
-            maps[px] = _core.scatter(self.tokens[start:start + len(ids)], ids, n, n)
-            start += len(ids)
-        return maps
+from .similarity import Similarity, compare_regions
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,50 +32,39 @@ class Look:
         """Answer one question about this frame; arguments as in Session.ask. The low-res pass is not repeated."""
         return ask_together([self], prompt, **options)[0]
 
-    def encode(self, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, rule=None) -> Encoding:
+    def ask_many(self, prompts: list[str], *, batch: int = 1, **options) -> list[Answer]:
+        """Answer several questions about this frame, in their order, as ask() would one by one, to rounding.
+
+        Args:
+            prompts: at least one; the texts that an encoder bundle has not read before go through its text tower together.
+            batch: questions whose patches are encoded in one run of the network. On a CPU more than 1 gains little (benchmarks/batching.py
+                says how much) and takes memory for each; it is meant for devices that one question does not fill.
+            options: as in Session.ask, but prompt_embedding, on_text and format.
+        """
+        return ask_each(self, prompts, batch=batch, **options)
+
+    def encode(self, prompt: str = "", *, prompt_embedding=None, tokens: int | None = None, looks: int | str | None = None, scales: int | None = None,
+               rule: str | None = None, selection: str | None = None, smooth: bool = False) -> Encoding:
         """PS3's own output for this frame; arguments as in Session.ask."""
         timing = Timing()
         self.session._open()
         budget = self.session.budget(tokens, looks, scales)
-        _, query, read = look_for([self], prompt, prompt_embedding, timing)
+        _, query, read = look_for([self], prompt, prompt_embedding, timing, selection)
         self.memory["read"] = read
-        return self.encode_for(query, budget, timing, rule)
+        return look_closely([Aim(self, query)], budget, [timing], rule=rule, smooth=smooth)[0]
 
-    def encode_for(self, query: Prompt, budget: Budget, timing: Timing, rule: str | None) -> Encoding:
-        """Score, select, gather and encode_high for a prompt vector; see encode."""
-        session, scales_px = self.session, self.session.geometry["scales_px"][1:]
-        r = self._block_side(rule)
-        with timing.stage("score"):
-            prob = session.score(self, query)
-        taken = {px: np.zeros((px // session.patch_px) ** 2, np.uint8) for px in scales_px}
-        found = {px: [] for px in scales_px}                    # per scale, per look: (ids, tokens)
-        for counts in budget.looks if r == 1 else blocks.plan_blocks(budget.looks, list(map(len, taken.values())), r * r):
-            with timing.stage("select"):
-                picks = {px: session.select(prob, px, count, taken[px], r) for px, count in zip(scales_px, counts)}
-            with timing.stage("gather"):
-                patches, position = session.gather(self.frame, picks)
-            with timing.stage("encode_high"):
-                high = session.encode_high(patches, position, self.kv)
-            ends = np.cumsum([len(ids) for ids in picks.values()])
-            for px, part in zip(scales_px, np.split(high, ends[:-1])):
-                found[px].append((picks[px], part))
-        picked, parts = {}, [self.tokens]
-        for px, rounds in found.items():                        # looks are joined scale by scale, row-major inside a scale
-            ids = np.concatenate([np.empty(0, np.int32)] + [ids for ids, _ in rounds])
-            order = np.argsort(ids, kind="stable")
-            picked[px] = ids[order]
-            if len(rounds) == 1:
-                parts.append(rounds[0][1])
-            elif rounds:
-                parts.append(np.concatenate([part for _, part in rounds])[order])
-        return Encoding(np.concatenate(parts), len(self.tokens), prob, picked, session.patch_px, self.timing + timing, budget.notes + query.notes)
+    def similarity(self, texts: str | list[str], prompt: str = "", *, boxes: list | None = None, tokens: int | None = None,
+                   looks: int | str | None = None, scales: int | None = None, batch: int = 1) -> Similarity:
+        """How much regions of this frame are what texts say, by cosine in PS3's contrastive space (bundles with a text tower).
 
-    def _block_side(self, rule: str | None) -> int:
-        """Side of the blocks to select by, 1 for single patches."""
-        session, language = self.session, self.session.language
-        if rule is not None and rule not in blocks.RULES:
-            raise InputError(f"[select] rule is {rule!r}; {' or '.join(blocks.RULES)} is needed.")
-        if language is None or rule == "patches":
-            return 1
-        grids = [px // session.patch_px for px in session.geometry["scales_px"]]
-        return language.r if rule == "blocks" or blocks.is_tie_rule(grids[1:], grids[0], language.r) else 1
+        Args:
+            texts: a text or several.
+            prompt: what to look for; empty means bottom-up.
+            boxes: (x0, y0, x1, y1) in frame pixels, each looked at closely by itself: its patches are picked first, as in PS3's training.
+                Default: the regions that are picked for the prompt, at most 5, all from one pass.
+            tokens, looks, scales: as in Session.ask, for each box | batch: boxes in one run of the network, see ask_many.
+        Returns:
+            Similarity: regions, cosines, probabilities, features.
+        A region's feature is the attention pool of the picked patches that touch it. Source: see similarity.py.
+        """
+        return compare_regions(self, texts, prompt, boxes=boxes, tokens=tokens, looks=looks, scales=scales, batch=batch)

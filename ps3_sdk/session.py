@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+import warnings
 from collections import OrderedDict
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,16 +17,19 @@ from .blocks import select_blocks
 from .bundle import Bundle
 from .datasheet import int8_caution
 from .errors import BundleError, ClosedError, InputError
+from .encoding import Encoding, check_batch
 from .frame import Frame
-from .look import Encoding, Look
+from .look import Look
 from .prompt import Prompt, PromptTokenizer
 
 DEFAULT_BUNDLE = Path(__file__).parent / "assets" / "default.plan"
 RUNTIMES = {"onnxruntime": "ps3_sdk.runtimes.ort"}      # manifest's word -> adapter module, imported when needed
 PASSING = ("score_features", "encode_prompt")           # run once per frame or text: large ones are in memory only while they run
 TABLES = "tables.safetensors"
+LICENCE_NOTE = "licence of the weights: "
 LARGE_BYTES = 64 << 20      # of tables, from where their pages are worth giving back
 PROMPTS_KEPT = 256
+TEXTS_A_RUN = 32        # through the text tower together
 
 
 class Session:
@@ -35,13 +39,15 @@ class Session:
         bundle: path of an engine.plan; default: the one embedded in the package.
         threads: CPU threads for networks and ops; 0 takes all cores.
         verify: compare every byte with the hashes in the manifest first (about one second for 1.6 GB).
+        language_model: of a vision-language bundle, used instead of its own network, which is not loaded then; see language_model.py.
     Raises:
         BundleError: the file is missing, damaged or not a bundle. RuntimeMissingError: its runtime is not installed.
 
-    A session may be used from several threads at once. Close it, or use it in a `with` block.
+    A session may be used from several threads at once. Close it, or use it in a `with` block. Opening weights that are for
+    non-commercial use alone says so in a UserWarning; `notes`, which every answer carries, say it too.
     """
 
-    def __init__(self, bundle: str | Path | None = None, *, threads: int = 0, verify: bool = True):
+    def __init__(self, bundle: str | Path | None = None, *, threads: int = 0, verify: bool = True, language_model=None):
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
             raise InputError(f"[session] threads is {threads!r}; it must be a whole number of at least 0 (0: all cores).")
         self.threads = threads
@@ -53,21 +59,25 @@ class Session:
             self.notes = _notes(manifest)
             self._tables = self.bundle.tensors(TABLES)
             self._large_tables = self.bundle.members[TABLES] > LARGE_BYTES
-            self._networks = {name: self._load(name, entry["runtime"]) for name, entry in manifest["networks"].items()}
+            elsewhere = {"decode"} if language_model is not None else set()
+            self._networks = {name: self._load(name, entry["runtime"]) for name, entry in manifest["networks"].items() if name not in elsewhere}
             self._tokenizer = PromptTokenizer(self.bundle) if manifest["text"] else None
-            self.language = self._open_language() if manifest.get("language") else None
+            self.language = self._open_language(language_model)
         except BaseException:
             self.bundle.close()
             raise
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
+        for note in self.notes:
+            if note.startswith(LICENCE_NOTE):
+                warnings.warn(f"{Path(self.bundle.path).name}: {note}", stacklevel=2)     # Python shows an equal warning from one place once
 
     # -- what users call ------------------------------------------------------------------------------------------
 
     def ask(self, frame, prompt: str = "", *, prompt_embedding=None, tokens: int | None = None, looks: int | str | None = None,
-            scales: int | None = None, choices: list[str] | None = None, rule: str | None = None, max_tokens: int | None = None, sampling=None, cancel=None,
-            on_text=None, format: str | None = None) -> Answer:
+            scales: int | None = None, choices: list[str] | None = None, rule: str | None = None, selection: str | None = None, smooth: bool = False,
+            max_tokens: int | None = None, sampling=None, cancel=None, on_text=None, format: str | None = None) -> Answer:
         """Look at a frame and answer one question about it.
 
         Args:
@@ -80,6 +90,9 @@ class Session:
             choices: texts to rank by contrast with what was seen (encoder bundles).
             rule: "patches" selects one by one, as PS3 does; "blocks" only whole blocks that a language model reads. Default:
                 blocks where that is but a choice among equally probable patches, else patches. Encoder bundles know patches only.
+            selection: "top_down" picks patches by the prompt, "bottom_up" by saliency, whatever the prompt (the public model's
+                look_close_mode after_prompt and after_image). Default: by the prompt, by saliency where it is empty or the model knows no other way.
+            smooth: average the probabilities over 6 x 6 areas of the frame before picking (the public model's smooth_selection_prob).
             max_tokens, sampling, cancel, on_text: of the answer's text (vision-language bundles): tokens at most; a
                 ps3_sdk.Sampling, default greedy; a threading.Event or function that stops it; a function that is given each
                 piece of text as soon as it is certain.
@@ -90,34 +103,51 @@ class Session:
             InputError for a frame, prompt or budget that can't be used; ClosedError after close().
         """
         return self.look(frame, format=format).ask(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales, choices=choices, rule=rule,
-                                                   max_tokens=max_tokens, sampling=sampling, cancel=cancel, on_text=on_text)
+                                                   selection=selection, smooth=smooth, max_tokens=max_tokens, sampling=sampling, cancel=cancel, on_text=on_text)
 
-    def ask_frames(self, frames: list, prompt: str = "", *, format: str | None = None, **options) -> list[Answer]:
-        """One question about several frames, answers in their order; options as in ask().
+    def ask_frames(self, frames: list, prompt: str = "", *, format: str | None = None, batch: int = 1, **options) -> list[Answer]:
+        """One question about several frames, answers in their order; options as in ask(), batch as in look_many().
 
         A vision-language bundle reads all frames in this order, then the prompt, and gives one text that every answer carries; an
         encoder is asked about each frame by itself. Frames may be Looks of this session. Budgets are per frame.
         """
         if not isinstance(frames, (list, tuple)) or not frames:
             raise InputError(f"[ask] frames is {type(frames).__name__}; a list of at least one frame is needed. For one frame use ask().")
-        seen = [frame if isinstance(frame, Look) else self.look(frame, format=format) for frame in frames]
-        if any(look.session is not self for look in seen):
+        if any(isinstance(frame, Look) and frame.session is not self for frame in frames):
             raise InputError("[ask] a look was made by another session; its keys and values fit that model only. Pass the frame itself.")
-        return ask_together(seen, prompt, **options)
+        made = iter(self.look_many(new, format=format, batch=batch) if (new := [frame for frame in frames if not isinstance(frame, Look)]) else [])
+        return ask_together([frame if isinstance(frame, Look) else next(made) for frame in frames], prompt, batch=batch, **options)
 
-    def encode(self, frame, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, format=None) -> Encoding:
+    def encode(self, frame, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, selection=None, smooth=False, format=None) -> Encoding:
         """PS3's own output: tokens, probability map, picked patches, feature maps. Arguments as in ask()."""
-        return self.look(frame, format=format).encode(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales)
+        return self.look(frame, format=format).encode(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales,
+                                                      selection=selection, smooth=smooth)
 
     def look(self, frame, *, format: str | None = None) -> Look:
         """encode_low once; ask the Look that comes back many questions."""
+        return self.look_many([frame], format=format)[0]
+
+    def look_many(self, frames: list, *, format: str | None = None, batch: int = 1) -> list[Look]:
+        """Looks at several frames, as look() would one by one, to rounding.
+
+        batch: frames in one run of the network. On a CPU more than 1 helps small models only (benchmarks/batching.py says how much) and takes
+        memory for each; it is meant for devices that one frame does not fill. A look's encode_low time is its share of the run's.
+        """
         self._open()
-        frame, timing = Frame.of(frame, format=format), Timing()
-        with timing.stage("encode_low"):
-            tokens, kv, features = self.encode_low(frame)
-            low_features, view_features = self._score_features(frame, features)
-            rows = self.language.low_rows(tokens) if self.language else None
-        return Look(self, frame, tokens, kv, low_features, view_features, timing, rows)
+        check_batch(batch)
+        if not isinstance(frames, (list, tuple)) or not frames:
+            raise InputError(f"[look] frames is {type(frames).__name__}; a list of at least one frame is needed. For one frame use look().")
+        frames, found = [Frame.of(frame, format=format) for frame in frames], []
+        for group in (frames[start:start + batch] for start in range(0, len(frames), batch)):
+            timing = Timing()
+            with timing.stage("encode_low"):
+                seen = self._encode_low(group)
+                features = self._score_features(group, np.concatenate([each[2] for each in seen]))
+                rows = [self.language.low_rows(tokens) if self.language else None for tokens, _, _ in seen]
+            share = timing.total_ms / len(group)
+            found += [Look(self, frame, tokens, kv, *scored, Timing({"encode_low": share}), row)
+                      for frame, (tokens, kv, _), scored, row in zip(group, seen, features, rows)]
+        return found
 
     def encode_text(self, texts: str | list[str]) -> np.ndarray:
         """Contrastive features of texts, to compare with those of frames or with each other: (n, pooled_width) f32, length 1.
@@ -127,7 +157,7 @@ class Session:
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise InputError(f"[encode_prompt] texts is {texts!r}; a text or a list of texts is needed, none of them empty.")
-        return np.stack([unit(self.encode_prompt(text).pooled) if self._tokenizer else self._encode_text(text) for text in texts])
+        return np.stack([unit(prompt.pooled) for prompt in self.encode_prompts(texts)])
 
     def encode_frame(self, frame, prompt: str = "", *, tokens=None, looks=None, scales=None, format=None) -> np.ndarray:
         """The contrastive feature of what a prompt makes the model look at: (pooled_width,) f32, length 1. tokens=0: of the whole frame."""
@@ -156,12 +186,7 @@ class Session:
 
         Returns tokens (low-res tokens, width), K/V by input name of the next pass, features (1, low-res tokens, feature_width).
         """
-        px, depth = self.geometry["scales_px"][0], self.geometry["depth"]
-        ids = np.arange((px // self.patch_px) ** 2, dtype=np.int32)
-        inputs = self._encode_inputs(self._patches(frame, px, self.patch_px, ids), self._position(px, ids), self._no_past(), len(ids))
-        keys = [f"{kind}_{i}" for kind in ("key", "value") for i in range(depth)]
-        out = self._run("encode", inputs, ["tokens", "features", *keys])
-        return out["tokens"][0], {f"past_{key}": out[key] for key in keys}, out["features"]
+        return self._encode_low([frame])[0]
 
     def encode_prompt(self, text: str = "", embedding=None, timing: Timing | None = None) -> Prompt:
         """A text, a vector or nothing (the model's prior) -> the prompt vector. Texts are encoded once and kept."""
@@ -175,13 +200,20 @@ class Session:
                 return self.prior()
             with self._lock:
                 known = self._prompts.get(text)
-            if known is None:
-                known = self._encode_text(text)
-                with self._lock:
-                    self._prompts[text] = known
-                    while len(self._prompts) > PROMPTS_KEPT:
-                        self._prompts.popitem(last=False)
-            return known
+            return known if known is not None else self._encode_texts([text])[0]
+
+    def encode_prompts(self, texts: list[str], timings: list[Timing] | None = None) -> list[Prompt]:
+        """Texts as encode_prompt() makes them, to rounding; those that are new go through the text tower together. timings: one a text."""
+        self._open()
+        timing = Timing()
+        with timing.stage("encode_prompt"):
+            with self._lock:
+                known = dict(self._prompts)
+            new = [text for text in dict.fromkeys(text for text in texts if isinstance(text, str) and text.strip()) if text not in known]
+            known |= zip(new, self._encode_texts(new))
+        for each in timings or []:
+            each.add("encode_prompt", timing.total_ms / len(texts))
+        return [known[text] if isinstance(text, str) and text in known else self.encode_prompt(text) for text in texts]
 
     def prior(self, text: str = "", note: str = "empty prompt: patches are picked bottom-up, by saliency") -> Prompt:
         """The model's own prompt, for saliency."""
@@ -214,22 +246,33 @@ class Session:
 
     def encode_high(self, patches: np.ndarray, position: np.ndarray, kv: dict[str, np.ndarray]) -> np.ndarray:
         """(n, width) f32 tokens of picked patches, which attend to the low-res keys and values and to each other."""
-        if not len(patches):
-            return np.empty((0, self.geometry["width"]), np.float32)
-        return self._run("encode", self._encode_inputs(patches, position, kv, 0), ["tokens"])["tokens"][0]
+        return self.encode_high_many([patches], [position], [kv])[0]
 
-    def pool(self, encoding: Encoding) -> np.ndarray:
-        """(pooled_width,) f32, length 1: attention pooling of an encoding's high-res tokens, of its low-res ones where there are none."""
+    def encode_high_many(self, patches: list[np.ndarray], position: list[np.ndarray], kvs: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
+        """encode_high of several, in one run where they have equally many patches."""
+        if len({len(each) for each in patches}) > 1:
+            return [self.encode_high(*one) for one in zip(patches, position, kvs)]
+        if not len(patches[0]):
+            return [np.empty((0, self.geometry["width"]), np.float32) for _ in patches]
+        kv = kvs[0] if len(kvs) == 1 else {key: np.concatenate([each[key] for each in kvs]) for key in kvs[0]}
+        return list(self._run("encode", self._encode_inputs(patches, position, kv, 0), ["tokens"])["tokens"])
+
+    def pool(self, encoding: Encoding | np.ndarray) -> np.ndarray:
+        """(pooled_width,) f32, length 1: attention pooling of tokens, (n, width), or of an encoding's high-res ones, its low-res ones where there are none."""
         if "pool" not in self._networks:
             raise InputError(f"[decode] {self.bundle.path} is a vision-language bundle, which has no pooled feature. Export a PS3 encoder for that.")
-        seen = encoding.high_tokens if len(encoding.high_tokens) else encoding.tokens
+        seen = encoding
+        if isinstance(encoding, Encoding):
+            seen = encoding.high_tokens if len(encoding.high_tokens) else encoding.tokens
         return unit(self._run("pool", {"tokens": seen[None]}, ["pooled"])["pooled"][0])
 
     def rank(self, choices: list[str], encoding: Encoding, timing: Timing) -> list[Choice]:
         """Choices by cosine between their text feature and the pooled feature of what was seen."""
         if self._tokenizer is None:
             raise InputError(f"[decode] {self.bundle.path} has no text tower, so choices cannot be compared. Export the full PS3 checkpoint, not its vision part.")
-        texts = [self.encode_prompt(choice, None, timing).pooled for choice in choices]
+        choice_timing = [Timing() for _ in choices]
+        texts = [prompt.pooled for prompt in self.encode_prompts(choices, choice_timing)]
+        timing.add("encode_prompt", sum(each.total_ms for each in choice_timing))
         with timing.stage("decode"):
             pooled = self.pool(encoding)
             contrast = self.bundle.manifest["contrast"]     # SigLIP's temperature and bias, when the checkpoint has them
@@ -251,9 +294,14 @@ class Session:
             raise BundleError(f"[session] {name} of {self.bundle.path} was built for the runtime {runtime!r}; this version runs {', '.join(RUNTIMES)}. Upgrade ps3_sdk.")
         return importlib.import_module(RUNTIMES[runtime]).load(self.bundle, name, self.threads, keep=name not in PASSING)
 
-    def _open_language(self):
+    def _open_language(self, model):
+        if not self.bundle.manifest.get("language"):
+            if model is not None:
+                raise InputError(f"[session] {self.bundle.path} is an encoder, which needs no language_model. Export a VILA-HD checkpoint for answers in words.")
+            return None
         from .language import Language     # here, because encoder bundles never need it
-        return Language(self.bundle, self._networks, self._tables)
+        from .language_model import checked
+        return Language(self.bundle, self._networks, self._tables, None if model is None else checked(model))
 
     def _open(self) -> None:
         if self._closed:
@@ -271,30 +319,52 @@ class Session:
         return _core.position_rows(self._tables["position"], g, size_px // self.patch_px, ids, self._tables.get(f"position_residual_{size_px}"),
                                    self.geometry["position"] == "crop", self.threads)
 
-    def _no_past(self) -> dict[str, np.ndarray]:
-        empty = np.empty((1, self.geometry["heads"], 0, self.geometry["width"] // self.geometry["heads"]), np.float32)
+    def _encode_low(self, frames: list[Frame]) -> list[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
+        """What encode_low gives, for frames in one run."""
+        px, depth, num = self.geometry["scales_px"][0], self.geometry["depth"], len(frames)
+        ids = np.arange((px // self.patch_px) ** 2, dtype=np.int32)
+        patches = [self._patches(frame, px, self.patch_px, ids) for frame in frames]
+        inputs = self._encode_inputs(patches, [self._position(px, ids)] * num, self._no_past(num), len(ids))
+        keys = [f"{kind}_{i}" for kind in ("key", "value") for i in range(depth)]
+        out = self._run("encode", inputs, ["tokens", "features", *keys])
+        part = lambda name, i: out[name] if num == 1 else out[name][i:i + 1].copy()     # a copy, so that one look does not keep the others' memory
+        return [(part("tokens", i)[0], {f"past_{key}": part(key, i) for key in keys}, part("features", i)) for i in range(num)]
+
+    def _no_past(self, batch: int = 1) -> dict[str, np.ndarray]:
+        empty = np.empty((batch, self.geometry["heads"], 0, self.geometry["width"] // self.geometry["heads"]), np.float32)
         return {f"past_{kind}_{i}": empty for kind in ("key", "value") for i in range(self.geometry["depth"])}
 
     @staticmethod
     def _encode_inputs(patches, position, past, keep: int) -> dict[str, np.ndarray]:
-        return {"patches": patches[None], "position": position[None], "keep": np.array([keep], np.int64), **past}
+        rows = {"patches": patches, "position": position}
+        return {key: each[0][None] if len(each) == 1 else np.stack(each) for key, each in rows.items()} | {"keep": np.array([keep], np.int64), **past}
 
-    def _score_features(self, frame: Frame, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def _score_features(self, frames: list[Frame], features: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """What score() compares prompts with, for each frame: low_features, view_features. features: (frames, low-res tokens, feature_width)."""
         view_px, patch = self.geometry["view_px"], self.geometry["view_patch_px"]
         if view_px is None:
-            return self._run("score_features", {"features": features}, ["low_features"])["low_features"][0], None
+            return [(low, None) for low in self._run("score_features", {"features": features}, ["low_features"])["low_features"]]
         ids = np.arange((view_px // patch) ** 2, dtype=np.int32)
-        view = self._patches(frame, view_px, patch, ids)
-        out = self._run("score_features", {"features": features, "view": view[None]}, ["low_features", "view_features"])
-        return out["low_features"][0], out["view_features"][0]
+        view = [self._patches(frame, view_px, patch, ids) for frame in frames]
+        out = self._run("score_features", {"features": features, "view": view[0][None] if len(view) == 1 else np.stack(view)}, ["low_features", "view_features"])
+        return list(zip(out["low_features"], out["view_features"]))
 
-    def _encode_text(self, text: str) -> Prompt:
-        if self._tokenizer is None:
-            raise InputError(f"[encode_prompt] {self.bundle.path} has no text tower, so it cannot read {text[:40]!r}. "
+    def _encode_texts(self, texts: list[str]) -> list[Prompt]:
+        """Texts through the text tower, TEXTS_A_RUN at a time; they are kept."""
+        if texts and self._tokenizer is None:
+            raise InputError(f"[encode_prompt] {self.bundle.path} has no text tower, so it cannot read {texts[0][:40]!r}. "
                              f"Pass prompt_embedding=, a vector of {self.geometry['width']} floats, or an empty prompt for bottom-up.")
-        ids, notes = self._tokenizer(text)
-        out = self._run("encode_prompt", {"ids": ids}, ["pooled", "prompt"])
-        return Prompt(text, out["prompt"][0], out["pooled"][0], tuple(notes))
+        found = []
+        for start in range(0, len(texts), TEXTS_A_RUN):
+            group = texts[start:start + TEXTS_A_RUN]
+            ids, notes = zip(*map(self._tokenizer, group))
+            out = self._run("encode_prompt", {"ids": np.concatenate(ids)}, ["pooled", "prompt"])
+            found += [Prompt(text, vector.copy(), pooled.copy(), tuple(each)) for text, vector, pooled, each in zip(group, out["prompt"], out["pooled"], notes)]
+        with self._lock:
+            self._prompts |= zip(texts, found)
+            while len(self._prompts) > PROMPTS_KEPT:
+                self._prompts.popitem(last=False)
+        return found
 
     def _vector(self, embedding) -> np.ndarray:
         width = self.geometry["width"]
@@ -318,7 +388,7 @@ def _notes(manifest: dict) -> tuple[str, ...]:
     if model["weights"] == "random":
         notes.append("this bundle's weights are random: what it picks and ranks means nothing")
     elif "non-commercial" in (model["licence"] or ""):
-        notes.append(f"licence of the weights: {model['licence']}")
+        notes.append(f"{LICENCE_NOTE}{model['licence']}")
     if caution := int8_caution(manifest):
         notes.append(caution)
     return tuple(notes)

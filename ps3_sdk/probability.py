@@ -1,0 +1,40 @@
+"""What may be done to a map of probabilities before patches are picked by it: places made certain, and smoothing.
+
+Source: PS3 @ f7e3fd4, get_selection_probs (gt_selection_maps, smooth_selection_prob) and forward_high_res (pool_gt_token_only).
+"""
+from __future__ import annotations
+
+import numpy as np
+
+SMOOTH_GRID = 6
+
+
+def touched(box_px: tuple[float, float, float, float], frame_size: tuple[int, int], n: int) -> np.ndarray:
+    """(n, n) bool: cells of an n x n grid over the frame that share some area with a box (x0, y0, x1, y1) in frame pixels."""
+    (x0, y0, x1, y1), (height, width), i = box_px, frame_size, np.arange(n)
+    inside = lambda low, high, size: (i + 1 > low * n / size) & (i < high * n / size)
+    return inside(y0, y1, height)[:, None] & inside(x0, x1, width)[None]
+
+
+def enlarged(prob: np.ndarray, n: int) -> np.ndarray:
+    """(g, g) -> (n, n) by nearest: cell i takes from floor(i g / n)."""
+    index = np.arange(n) * len(prob) // n
+    return prob[np.ix_(index, index)]
+
+
+def certain(prob: np.ndarray, n: int, box_px, frame_size: tuple[int, int]) -> np.ndarray:
+    """The map on the n x n grid of the first high-res scale, 1 in every cell that the box touches."""
+    return np.where(touched(box_px, frame_size, n), np.float32(1), enlarged(prob, n))
+
+
+def smoothed(prob: np.ndarray, n: int) -> np.ndarray:
+    """The map on the n x n grid of the first high-res scale, averaged over 6 x 6 areas; maps of finer scales would average to the same."""
+    weights = pooling_weights(n, SMOOTH_GRID)
+    return enlarged((weights @ enlarged(prob, n) @ weights.T).astype(np.float32), n)
+
+
+def pooling_weights(old: int, new: int) -> np.ndarray:
+    """(new, old) f32: adaptive area mean. Output i averages inputs floor(i old / new) to ceil((i + 1) old / new) - 1, also when enlarging."""
+    i, j = np.arange(new)[:, None], np.arange(old)
+    inside = (j >= i * old // new) & (j < -(-(i + 1) * old // new))
+    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
