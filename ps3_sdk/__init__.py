@@ -15,10 +15,10 @@ except ImportError as _error:
 
 from .answer import Answer, Choice, Region, Timing, Timings
 from .bundle import Bundle
+from .encoding import Encoding
 from .errors import (BudgetError, BundleError, ClosedError, ExportError, InputError, Ps3Error, RuntimeFailedError,
                      RuntimeMissingError)
 from .frame import Frame
-from .encoding import Encoding
 from .look import Look
 from .sampling import Sampling
 from .session import Session

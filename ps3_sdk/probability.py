@@ -29,7 +29,7 @@ def certain(prob: np.ndarray, n: int, box_px, frame_size: tuple[int, int]) -> np
 
 def smoothed(prob: np.ndarray, n: int) -> np.ndarray:
     """The map on the n x n grid of the first high-res scale, averaged over 6 x 6 areas; maps of finer scales would average to the same."""
-    weights = pooling_weights(n, SMOOTH_GRID)
+    weights = pooling_weights(n, SMOOTH_GRID).astype(np.float64)
     return enlarged((weights @ enlarged(prob, n) @ weights.T).astype(np.float32), n)
 
 
