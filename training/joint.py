@@ -23,7 +23,7 @@ class Joint(nn.Module):
         super().__init__()
         self.model, self.reader = model, reader
         self.log_temperature = nn.Parameter(torch.tensor(2.5))      # of the contrast between places
-        self.head_ids, self.tail_ids, self.end_ids = _template(model.chat)
+        self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
 
     def positions(self, index: int, ids: Tensor) -> Tensor:
         """Position rows (.., width) of patches of a scale."""
@@ -31,24 +31,29 @@ class Joint(nn.Module):
         vision = self.model.vision.vision_model
         return vision.position(index, (grid, grid), ids.flatten()).unflatten(0, ids.shape)
 
-    def forward(self, example: Example, rng: np.random.Generator, distractors: int = 2) -> tuple[Tensor, dict[str, float]]:
-        model, vision, config = self.model, self.model.vision.vision_model, self.model.config
-        device = vision.trunk.pos_embed.device
-        put = lambda t: None if t is None else t.to(device)
-        low, windows = put(example.low), put(example.windows)
-        place = self.positions(0, torch.arange(LOW_GRID ** 2, device=device))[None]
-        seen = vision.trunk(low, place)
-        features = torch.cat([seen.hidden[i] for i in config.vision.select_based_on_layer], dim=-1)
-        score = (vision.score_features(features), vision.view_features(put(example.view)) if example.view is not None else None)
+    @property
+    def device(self) -> torch.device:
+        return self.model.vision.vision_model.trunk.pos_embed.device
 
-        ids, w = put(example.window_ids), len(windows)
+    def see_low(self, example: Example):
+        """The low-res pass: trunk output, what prompts are compared with, rows of the language model."""
+        vision, config = self.model.vision.vision_model, self.model.config
+        seen = vision.trunk(example.low.to(self.device), self.positions(0, torch.arange(LOW_GRID ** 2, device=self.device))[None])
+        features = torch.cat([seen.hidden[i] for i in config.vision.select_based_on_layer], dim=-1)
+        score = (vision.score_features(features), vision.view_features(example.view.to(self.device)) if example.view is not None else None)
+        return seen, score, self.model.projector.low(seen.hidden[-1][0])
+
+    def forward(self, example: Example, rng: np.random.Generator, distractors: int = 2) -> tuple[Tensor, dict[str, float]]:
+        model, vision = self.model, self.model.vision.vision_model
+        put = lambda t: t.to(self.device)
+        seen, score, low_rows = self.see_low(example)
+        windows, ids, w = put(example.windows), put(example.window_ids), len(example.windows)
         past = [(k.expand(w, -1, -1, -1), v.expand(w, -1, -1, -1)) for k, v in seen.kv]
         high = vision.trunk(windows, self.positions(3, ids), past).hidden[-1]
         labels = put(example.labels)
         slots = self.reader.head(self.reader.norm(high)).unflatten(-1, (2, -1))
         losses = {"slot": slot_loss(slots, labels)}
 
-        low_rows = model.projector.low(seen.hidden[-1][0])
         high_rows, blocks = self.rows(high, ids)
         sequences = [self.sequence(prompt, answer, window, blocks, rng, distractors) for prompt, answer, window, _ in example.asked]
         asked, answer_loss, right = self.read(low_rows, high_rows, sequences)
@@ -91,32 +96,42 @@ class Joint(nn.Module):
 
     def read(self, low_rows: Tensor, high_rows: Tensor, sequences) -> tuple[Tensor, Tensor, list[bool]]:
         """Prompt pass and answer pass of all questions: last states (q, width) of the prompts, the answers' loss, which are right whole."""
-        llm, device = self.model.llm, low_rows.device
-        embed = lambda ids: llm.embed(torch.tensor(ids, device=device))
-        prefix = torch.cat([embed(self.head_ids), low_rows])[None]
-        kv = llm(prefix)[1]
-        q, flat = len(sequences), high_rows.flatten(0, 1)
+        _, kv = self.read_prefix(low_rows)
+        asked = self.read_prompts(kv, [question for question, _, _ in sequences])
+        flat = high_rows.flatten(0, -2)
+        loss, right = self.read_answers(kv, [flat[picked] for _, _, picked in sequences], [question for question, _, _ in sequences], [answer for _, answer, _ in sequences])
+        return asked, loss, right
+
+    def embed(self, ids: list[int]) -> Tensor:
+        return self.model.llm.embed(torch.tensor(ids, device=self.device))
+
+    def read_prefix(self, low_rows: Tensor):
+        """The text before the frame and its low-res rows: hidden states, keys and values."""
+        return self.model.llm(torch.cat([self.embed(self.head_ids), low_rows])[None])
+
+    def read_prompts(self, kv, questions: list[list[int]]) -> Tensor:
+        """Prompt pass: the last state of each question (q, width)."""
+        shared = [(k.expand(len(questions), -1, -1, -1), v.expand(len(questions), -1, -1, -1)) for k, v in kv]
+        rows = [self.embed(question) for question in questions]
+        out = self.model.llm(nn.utils.rnn.pad_sequence(rows, batch_first=True), shared)[0]
+        return torch.stack([out[i, len(r) - 1] for i, r in enumerate(rows)])
+
+    def read_answers(self, kv, high_rows: list[Tensor], questions: list[list[int]], answers: list[list[int]]) -> tuple[Tensor, list[bool]]:
+        """Answer pass: mean loss of the answers' tokens, and which answers are right whole."""
+        q, rows, targets = len(questions), [], []
         shared = [(k.expand(q, -1, -1, -1), v.expand(q, -1, -1, -1)) for k, v in kv]
-
-        asked_rows = [embed(question) for question, _, _ in sequences]
-        out = llm(nn.utils.rnn.pad_sequence(asked_rows, batch_first=True), shared)[0]
-        asked = torch.stack([out[i, len(rows) - 1] for i, rows in enumerate(asked_rows)])
-
-        rows, targets = [], []
-        for question, answer, picked in sequences:
+        for high, question, answer in zip(high_rows, questions, answers):
             said = question + self.tail_ids + answer + self.end_ids
-            rows.append(torch.cat([flat[picked], embed(said[:-1])]))
-            wanted = [IGNORED] * (len(picked) + len(question) + len(self.tail_ids) - 1) + answer + self.end_ids
-            targets.append(torch.tensor(wanted, device=device))
-        out = llm(nn.utils.rnn.pad_sequence(rows, batch_first=True), shared)[0]
+            rows.append(torch.cat([high, self.embed(said[:-1])]))
+            wanted = [IGNORED] * (len(high) + len(question) + len(self.tail_ids) - 1) + answer + self.end_ids
+            targets.append(torch.tensor(wanted, device=self.device))
+        out = self.model.llm(nn.utils.rnn.pad_sequence(rows, batch_first=True), shared)[0]
         wanted = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED)
         counted = wanted != IGNORED
-        logits = llm.logits(out[counted])
-        loss = F.cross_entropy(logits, wanted[counted])
-        with torch.no_grad():
-            good = torch.ones_like(wanted, dtype=torch.bool)
-            good[counted] = logits.argmax(-1) == wanted[counted]
-        return asked, loss, good.all(dim=1).tolist()
+        logits = self.model.llm.logits(out[counted])
+        good = torch.ones_like(wanted, dtype=torch.bool)
+        good[counted] = logits.detach().argmax(-1) == wanted[counted]
+        return F.cross_entropy(logits, wanted[counted]), good.all(dim=1).tolist()
 
     def where(self, score, prompts: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Loss and recall of places. prompts (q, width), truth (q, 27, 27) f32; a row of zeros has nothing to find."""
@@ -139,7 +154,7 @@ class Joint(nn.Module):
         return loss, measures
 
 
-def _template(chat) -> tuple[list[int], list[int], list[int]]:
+def template_ids(chat) -> tuple[list[int], list[int], list[int]]:
     """Ids before the frame, between question and answer, and behind the answer."""
     before, after = chat.template.before, chat.template.after
     return chat._encode(before), chat._encode(after), chat._encode(chat.template.answer_end)

@@ -22,16 +22,19 @@ def make_frame(folder: Path, split: str, seed: int, number: int) -> float:
     from .scenes import Scenes
     scenes = _scenes(Scenes, split, seed)
     h, w = FRAME_PX[0] // PIECES, FRAME_PX[1] // PIECES
-    frame, codes, boxes = np.empty((*FRAME_PX, 3), np.uint8), [], []
+    frame, codes, boxes, words, last = np.empty((*FRAME_PX, 3), np.uint8), [], [], [], 0
     for k in range(PIECES * PIECES):
-        piece, code, box = scenes.dense(number * PIECES * PIECES + k, (h, w))
+        piece, code, box, word = scenes.dense(number * PIECES * PIECES + k, (h, w))
         top, left = k // PIECES * h, k % PIECES * w
         frame[top:top + h, left:left + w] = piece
         codes.append(code)
         boxes.append(box + np.array([left, top, left, top], np.float32))
+        words.append(word + last)
+        last = words[-1].max(initial=last) + 1
     known = np.zeros(256, np.uint8)
     known[np.frombuffer(CHARACTERS.encode(), np.uint8)] = np.arange(1, len(CHARACTERS) + 1)
-    codes, boxes = known[np.concatenate(codes)], np.concatenate(boxes)
+    characters, boxes = np.concatenate(codes), np.concatenate(boxes)
+    codes = known[characters]
     labels = slot_labels(codes, boxes, FRAME_PX)
     heights = np.zeros((GRID, GRID), np.uint8)                  # of the tallest character in each patch, 3780 px
     scale = PATCH_PX * np.array([FRAME_PX[1] / BASE_PX, FRAME_PX[0] / BASE_PX] * 2)
@@ -41,8 +44,17 @@ def make_frame(folder: Path, split: str, seed: int, number: int) -> float:
     name = folder / f"{number:05}"
     _write(f"{name}.patches.npy", patches_of(frame).reshape(GRID, GRID, -1))
     _write(f"{name}.heights.npy", heights)
+    _write(f"{name}.words.npy", words_of(characters, boxes * (PATCH_PX / scale), np.concatenate(words)))
     _write(f"{name}.labels.npy", labels)                        # last: a frame without labels is not there
     return float((labels > 0).mean())
+
+
+def words_of(characters: np.ndarray, boxes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Words of up to 8 characters: text, box x0 y0 x1 y1 (in boxes' own unit). characters (n,) uint8, boxes (n, 4), numbers (n,)."""
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    ends = np.append(starts[1:], len(numbers))
+    found = [(characters[a:b].tobytes(), (*boxes[a:b, :2].min(0), *boxes[a:b, 2:].max(0))) for a, b in zip(starts, ends) if b - a <= 8]
+    return np.array(found, np.dtype([("text", "S8"), ("box", "<f4", (4,))]))
 
 
 _made = {}

@@ -62,6 +62,7 @@ class DensePool:
             raise FileNotFoundError(f"[pool] {folder} holds no frames; make them first: python -m training.pool dense {folder.parent} --split {split}")
         self.labels = [np.load(name) for name in names]
         self.patches = [np.load(str(name).replace(".labels.", ".patches."), mmap_mode="r") for name in names]
+        self.words = [np.load(str(name).replace(".labels.", ".words.")) for name in names]
         self.heights = [np.load(str(name).replace(".labels.", ".heights.")) for name in names]
 
     def __len__(self) -> int:

@@ -42,23 +42,23 @@ def _colours(rng, behind):
 
 
 def make_dense(rng, frame, types, words, grain):
-    """frame (h, w, 3) uint8 is written on in place, in some of types (list of Glyphs) -> (frame, code (n,) uint8, boxes (n, 4) float32)"""
+    """frame (h, w, 3) uint8 is written on in place, in some of types (list of Glyphs) -> (frame, code (n,) uint8, boxes (n, 4) float32, word (n,) int32)"""
     h, w = frame.shape[:2]
-    codes, boxes = [], []
+    codes, boxes, numbers = [], [], [0]
     x = 0
     while x < w - 60:
         width = min(int(rng.integers(180, 480)), w - x)
         width = w - x if w - x - width < 120 else width
         y = 0
         while y < h - 16:
-            y = _block(rng, frame, x, y, width, types, words, codes, boxes)
+            y = _block(rng, frame, x, y, width, types, words, codes, boxes, numbers)
         x += width
     frame = _weather(rng, frame, grain)
-    return frame, np.frombuffer("".join(codes).encode(), np.uint8), np.concatenate(boxes) if boxes else np.zeros((0, 4), np.float32)
+    return frame, np.frombuffer("".join(codes).encode(), np.uint8), np.concatenate(boxes) if boxes else np.zeros((0, 4), np.float32), np.array(numbers[1:], np.int32)
 
 
-def _block(rng, frame, x, y, width, types, words, codes, boxes):
-    """A few lines of one face on one plate at (x, y) -> y below it"""
+def _block(rng, frame, x, y, width, types, words, codes, boxes, numbers):
+    """A few lines of one face on one plate at (x, y) -> y below it. numbers: the last word's, then each character's."""
     glyphs = types[rng.integers(len(types))]
     cap = glyphs.cap_px
     pitch = cap * rng.uniform(1.5, 2.2)
@@ -77,6 +77,7 @@ def _block(rng, frame, x, y, width, types, words, codes, boxes):
     for k in range(lines):
         base, pen = round((k + 0.5) * pitch + cap / 2), indent
         found = []
+        numbers[0] += 1
         while place < len(text):
             char = text[place]
             glyph, left, top, advance = glyphs.glyph(char)
@@ -90,7 +91,10 @@ def _block(rng, frame, x, y, width, types, words, codes, boxes):
                 spot = mask[gy:gy + gh, gx:gx + gw]
                 np.maximum(spot, glyph, out=spot)
                 codes.append(char)
+                numbers.append(numbers[0])
                 found.append((x + gx, y + gy, x + gx + gw, y + gy + gh))
+            else:               # a blank, or a character that is not drawn: what follows is another word
+                numbers[0] += 1
         if found:
             boxes.append(np.array(found, np.float32))
     under = Image.fromarray(area)

@@ -171,8 +171,8 @@ class Scenes:
                     cap >= 0.95 * self.cap_px[0] * self.unit)
 
     def dense(self, i: int, canvas_px=(540, 960)):
-        """A piece of a frame full of text: (frame (h, w, 3) uint8, code (n,) uint8, boxes (n, 4) float32 pixels). code is ord(character).
-        The piece is in frame pixels of 3840x2160: capitals are cap_px high."""
+        """A piece of a frame full of text: (frame (h, w, 3) uint8, code (n,) uint8, boxes (n, 4) float32 pixels, word (n,) int32).
+        code is ord(character); characters of one word follow each other and have one word number. The piece is in frame pixels of 3840x2160: capitals are cap_px high."""
         rng = self._rng(i, 1)
         key, what = self._canvas(i // BLOCK, rng, "")
         block = int(i) // BLOCK
