@@ -66,10 +66,9 @@ def check_tables(manifest: dict, tables: dict[str, Tensor], where: str) -> None:
         shape = wanted.get(name) or optional.get(name)
         if shape is None:
             raise BundleError(f"{where}: {TABLES} holds {name[:80]!r}; known are {', '.join([*wanted, *optional])}. Export the bundle again.")
-        halves = name.startswith("position_residual") or name == "token_embedding"
-        if tensor.shape != shape or tensor.dtype not in (("F32", "F16") if halves else ("F32",)):
-            raise BundleError(f"{where}: {TABLES}: {name} is {tensor.dtype} {tensor.shape}; the geometry needs F32{' or F16' if halves else ''} "
-                              f"{shape}. Export the bundle again.")
+        dtypes = ("F32", "F16", "BF16") if name == "token_embedding" else ("F32", "F16") if name.startswith("position_residual") else ("F32",)
+        if tensor.shape != shape or tensor.dtype not in dtypes:
+            raise BundleError(f"{where}: {TABLES}: {name} is {tensor.dtype} {tensor.shape}; the geometry needs {' or '.join(dtypes)} {shape}. Export the bundle again.")
 
 
 def _geometry(g: dict):
