@@ -54,10 +54,13 @@ def is_usable(path: str) -> bool:
         return False
 
 
-def is_legible(face: Face, cap_px: float = 10) -> bool:
-    """Whether no character fades away at the smallest size and capitals have the height that is asked for."""
-    glyphs = face.glyphs(cap_px)
-    return all(glyphs.glyph(char)[0].max(initial=0) > 110 for char in CHARS) and all(abs(len(face.line("H", cap).mask) - cap) <= 1.5 for cap in (10, 19, 28))
+def is_legible(face: Face, cap_px=(10, 28)) -> bool:
+    """Whether no character fades away at any size and capitals have the height that is asked for."""
+    for step in range(2 * cap_px[0], 2 * cap_px[1] + 1):
+        glyphs = face.glyphs(step / 2)
+        if any(glyphs.glyph(char)[0].max(initial=0) <= 110 for char in CHARS) or abs(len(glyphs.glyph("H")[0]) - step / 2) > 2:
+            return False
+    return True
 
 
 def list_faces() -> list[tuple[str, str, str]]:

@@ -67,7 +67,7 @@ class Scenes:
         self.faces = load_faces(split, fallback)
         spoken = {word for kind in KINDS for text in (*kind.nouns, *kind.asks) for word in text.replace("?", "").split()}
         spoken |= {word for forms in TEMPLATES.values() for form in forms for word in form.replace("?", "").split()}
-        spoken |= {"left", "right", "top", "bottom", "upper", "lower", "leftmost", "rightmost", "highest", "lowest", "word", "number", "code", "plate", "time",
+        spoken |= {"left", "right", "top", "bottom", "upper", "lower", "leftmost", "rightmost", "highest", "lowest", "word", "number", "code", "plate", "text", "time",
                    "percentage", "price", "temperature", "date", *(colour for kind in KINDS for colour in kind.colours)}
         self.words = load_words(split, spoken, fallback)
         self.photos = find_photos(split)

@@ -23,9 +23,9 @@ def draw_cell(scene) -> Image.Image:
         if k in asked:
             pen.text((x0, y0 - 15), str(asked[k] + 1), (0, 0, 0), font, stroke_width=2, stroke_fill=(0, 255, 120))
     for n, question in enumerate([q for q in scene.questions if q.item is not None][:2]):
-        x0, y0, x1, y1 = question.box_px
-        left = int(np.clip((x0 + x1 - cw / 2) / 2, 0, max(w - cw // 2, 0)))
-        top = int(np.clip((scene.items[question.item].text_box_px[1] + scene.items[question.item].text_box_px[3] - ch) / 2, 0, max(h - ch, 0)))
+        x0, y0, x1, y1 = scene.items[question.item].text_box_px
+        left = int(np.clip((x0 + x1 - cw / 2) / 2, 0, w - cw // 2))
+        top = int(np.clip((y0 + y1 - ch) / 2, 0, h - ch))
         cell.paste(Image.fromarray(scene.frame[top:top + ch, left:left + cw // 2]), (n * cw // 2, fh))
     lines = [f"{n + 1}. {q.prompt}  {q.answer or '(not there)'}" for n, q in enumerate(scene.questions)]
     pen.multiline_text((4, fh + ch + 3), "\n".join(textwrap.shorten(line, 82) for line in lines), (20, 20, 20), font, spacing=1)

@@ -102,7 +102,7 @@ def _change(rng):
 # type -> (how it is called in a prompt, maker)
 VALUES = {
     "speed": ("number", _speed), "number": ("number", lambda rng: _digits(rng, 1, 4)), "seconds": ("number", lambda rng: _digits(rng, 1, 2)), "score": ("number", lambda rng: _digits(rng, 3, 7)),
-    "exit": ("number", _exit), "plate": ("plate", _plate), "code": ("code", _code), "time": ("time", _time), "percent": ("percentage", _percent),
+    "exit": ("number", _exit), "plate": ("text", _plate), "code": ("code", _code), "time": ("time", _time), "percent": ("percentage", _percent),
     "price": ("price", _price), "ratio": ("number", _ratio), "temperature": ("temperature", _temperature), "date": ("date", _date), "change": ("number", _change),
 }
 
