@@ -48,7 +48,7 @@ if(PS3_HAS_CUDA)
 endif()
 
 function(ps3_add_kernels target)
-  set(kernels csrc/ops/cuda_call.cu csrc/ops/gather_cuda.cu csrc/ops/position_rows_cuda.cu csrc/ops/scatter_cuda.cu
+  set(kernels csrc/ops/cuda_call.cu csrc/ops/cuda_memory.cu csrc/ops/gather_cuda.cu csrc/ops/position_rows_cuda.cu csrc/ops/scatter_cuda.cu
       csrc/ops/score_cuda.cu csrc/ops/select_cuda.cu)
   target_sources(${target} PRIVATE ${kernels})
   target_compile_definitions(${target} PRIVATE PS3_CUDA_ARCHS="${PS3_ARCHS_TEXT}" PS3_CUDA_RUNTIME="${PS3_CUDA_RUNTIME}")
@@ -58,6 +58,11 @@ function(ps3_add_kernels target)
   set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON)
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANGUAGE:CUDA>:--fmad=false -diag-suppress=2810 -Xcompiler=-ffp-contract=off -Xfatbin=-compress-all --threads=0>)
+  # Who links ps3 needs the same runtime, and no toolkit: it is installed beside it.
+  find_library(PS3_CUDART libcudart_static.a PATHS "${PS3_CUDA_ROOT}" ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} PATH_SUFFIXES lib64 lib
+               targets/x86_64-linux/lib targets/sbsa-linux/lib targets/aarch64-linux/lib NO_DEFAULT_PATH REQUIRED)
+  target_link_libraries(${target} PUBLIC "$<BUILD_INTERFACE:${PS3_CUDART}>" "$<INSTALL_INTERFACE:ps3::cudart>" ${CMAKE_DL_LIBS} rt)
+  install(FILES "${PS3_CUDART}" DESTINATION ${PS3_PREFIX}lib)
   if(PS3_STRICT)
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra --Werror=all-warnings>)
   endif()

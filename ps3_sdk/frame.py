@@ -23,6 +23,7 @@ class Frame:
     Attributes:
         core: ps3_sdk._core.Frame, what gather() reads. It keeps the memory alive.
         height, width: pixels.  format: one of FORMATS.  source: short text, where it came from.
+        device: "cpu", or "cuda:0" where the memory is a GPU's; only a core with CUDA kernels takes such frames.
 
     Arrays and tensors are not copied: change a pixel and the frame has changed. Files, bytes and PIL images are decoded once.
     """
@@ -30,7 +31,7 @@ class Frame:
     __slots__ = ("core", "height", "width", "format", "source", "matrix", "full_range", "_planes")
 
     def __init__(self, planes, height, width, format, source, matrix, full_range):
-        self.core = _core.Frame(format, planes, height, width, matrix, full_range)
+        self.core = _core.Frame(format, [_of_device(plane) for plane in planes], height, width, matrix, full_range)
         self.height, self.width, self.format, self.source = height, width, format, source
         self.matrix, self.full_range, self._planes = matrix, full_range, planes
 
@@ -43,7 +44,8 @@ class Frame:
                 uint8 array (h, w, 3) RGB, or BGR if format says so; (h, w, 4) RGBA or BGRA, alpha ignored; (h, w) or (h, w, 1) GRAY;
                 NV12 as one (h*3/2, w) array with format="NV12", or the planes (Y (h, w), UV (h/2, w) or (h/2, w/2, 2));
                 YUYV as (h, w, 2) or (h, 2w) with format="YUYV". Rows may be strided (camera pitch, crops); pixels are packed.
-                any object with __dlpack__ in host memory, of the same shapes (a torch tensor, say);
+                any object with __dlpack__ in host memory, of the same shapes (a torch tensor, say); with CUDA kernels also on a
+                GPU, or any with __cuda_array_interface__: read in place by gather() of _core.Cuda;
                 a path, or the bytes of a picture file. Its EXIF orientation is applied;
                 a PIL image, taken as it stands: L, RGB, RGBA as they are, other modes converted to RGB;
                 a Frame, returned as it is.
@@ -99,8 +101,22 @@ class Frame:
                              f"{MAX_BYTES} bytes. Cut it into parts or shrink it.")
         return cls(planes, height, width, format, source, matrix, full_range)
 
+    @property
+    def device(self):
+        return self.core.device
+
+    def cpu(self):
+        """This frame in host memory: itself, or a copy of what lies on a GPU."""
+        if self.device == "cpu":
+            return self
+        stream = _core.Cuda()
+        planes = [stream.download(_of_device(plane)) for plane in self._planes]
+        return type(self)(planes, self.height, self.width, self.format, self.source, self.matrix, self.full_range)
+
     def picture(self):
         """PIL image, mode RGB, (h, w): a copy to draw on, made anew at each call."""
+        if self.device != "cpu":
+            return self.cpu().picture()
         first = self._planes[0]
         if self.format == "NV12":
             chroma = self._planes[1].reshape(self.height // 2, self.width // 2, 2)
@@ -137,6 +153,8 @@ def _host_array(data):
         return data
     if isinstance(data, memoryview):
         return np.asarray(data)
+    if _core.build_info()["cuda"] and _core.is_on_device(data):
+        return np.asarray(_Address(data))
     if hasattr(data, "__dlpack__"):
         try:
             device, index = map(int, data.__dlpack_device__())
@@ -149,6 +167,30 @@ def _host_array(data):
                          "memory. Pass tensor.cpu() (or cupy.asnumpy(array)).")
     raise InputError(f"[frame] got {type(data).__name__}; a frame is a uint8 array, a tensor with DLPack, a PIL image, a path, or the bytes "
                      "of a picture file. Convert it with numpy.asarray(...).")
+
+
+class _Address:
+    """GPU memory as a numpy array of addresses: shapes and strides are worked out on it, its values are never read."""
+
+    def __init__(self, data):
+        try:
+            self.memory = _core.view_device(data)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise InputError(f"[frame] {type(data).__name__} gave no memory of its GPU: {error}; a plain uint8 tensor is needed. Detach it and "
+                             "convert it to uint8.") from error
+        interface = self.memory.__cuda_array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], True)}
+
+
+def _of_device(plane):
+    """What the core reads: the plane itself, or the GPU memory its addresses stand for."""
+    base = plane
+    while base is not None and not isinstance(base, _Address):
+        base = getattr(base, "base", None)
+    if base is None:
+        return plane
+    offset = plane.__array_interface__["data"][0] - base.memory.data_ptr
+    return base.memory.plane(offset, plane.shape, plane.strides)
 
 
 def _check_array(array, what):

@@ -202,6 +202,7 @@ def test_tensors_that_are_no_frame(make, says):
         Frame.of(make(torch.from_numpy(RGB.copy())))
 
 
+@pytest.mark.skipif(_core.build_info()["cuda"], reason="a core with CUDA kernels takes tensors of a GPU")
 def test_a_tensor_on_a_device_is_refused_with_the_device_and_the_way():
     class OnDevice:
         def __dlpack__(self, **_):

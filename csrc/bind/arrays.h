@@ -4,6 +4,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "ps3/ps3.h"
@@ -64,6 +66,30 @@ Span<const T> span(const py::array& array) {
 template <class T>
 Span<T> writeable_span(py::array& array) {
   return {static_cast<T*>(array.mutable_data()), static_cast<std::size_t>(array.size())};
+}
+
+inline Normalize normalize_of(const py::object& mean, const py::object& std) {
+  Normalize normalize;
+  const auto three = [](const py::object& from, const char* name, float (&to)[3]) {
+    const py::array_t<float> values = py::array_t<float, py::array::c_style | py::array::forcecast>::ensure(from);
+    if (!values || values.size() != 3) {
+      PyErr_Clear();
+      raise(Code::kInvalidArgument, std::string("[gather] ") + name + " is " + std::string(py::repr(from)) + "; needs 3 numbers. Pass one per channel.");
+    }
+    std::copy_n(values.data(), 3, to);
+  };
+  three(mean, "mean", normalize.mean);
+  three(std, "std", normalize.std);
+  return normalize;
+}
+
+/// g of g*g places.
+inline int side_of(py::ssize_t places, const char* name) {
+  const int side = static_cast<int>(std::lround(std::sqrt(static_cast<double>(places))));
+  if (static_cast<py::ssize_t>(side) * side != places || side == 0) {
+    raise(Code::kInvalidArgument, std::string("[score] ") + name + " has " + std::to_string(places) + " rows; needs a square grid. Pass g*g rows.");
+  }
+  return side;
 }
 
 inline py::array_t<float> new_floats(std::initializer_list<py::ssize_t> shape) {

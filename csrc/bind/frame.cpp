@@ -1,5 +1,7 @@
 #include "frame.h"
 
+#include <utility>
+
 namespace ps3::bind {
 
 namespace {
@@ -51,38 +53,58 @@ Frame::Frame(const std::string& format, const py::list& planes, int height, int 
 
 void Frame::take_plane(int which, const py::handle& plane, int rows, const std::vector<std::vector<py::ssize_t>>& row_shapes) {
   const std::string lead = "[frame] " + format_ + " plane " + std::to_string(which);
-  if (!PyObject_CheckBuffer(plane.ptr())) {
-    raise(Code::kInvalidArgument, lead + " is a " + std::string(py::str(py::type::of(plane).attr("__name__"))) +
-                                      "; needs a uint8 array. Pass a numpy array.");
+  struct {
+    std::uintptr_t at;
+    std::vector<py::ssize_t> shape, strides;
+  } memory;
+  const bool on_device = is_on_device(plane);
+  if (which > 0 && on_device != (device_ >= 0)) {
+    raise(Code::kInvalidArgument, lead + " lies " + (on_device ? "on a GPU" : "in host memory") + ", plane 0 does not; needs both in one place. Copy one.");
   }
-  py::buffer_info buffer = py::reinterpret_borrow<py::buffer>(plane).request();
-  if (buffer.itemsize != 1 || buffer.format != "B") {
-    raise(Code::kInvalidArgument, lead + " has dtype code '" + buffer.format + "'; needs uint8. Pass 8-bit pixels.");
+  if (on_device) {
+    DeviceArray array = view_device(plane, lead, nullptr);
+    if (array.typestr != "|u1") raise(Code::kInvalidArgument, lead + " has dtype code '" + array.typestr + "'; needs uint8. Pass 8-bit pixels.");
+    if (which > 0 && array.device != device_) {
+      raise(Code::kInvalidArgument, lead + " lies on GPU " + std::to_string(array.device) + ", plane 0 on GPU " + std::to_string(device_) + "; needs one GPU. Move one.");
+    }
+    device_ = array.device;
+    memory = {array.at, array.shape, array.strides};
+    device_planes_.push_back(std::move(array));
+  } else {
+    if (!PyObject_CheckBuffer(plane.ptr())) {
+      raise(Code::kInvalidArgument, lead + " is a " + std::string(py::str(py::type::of(plane).attr("__name__"))) +
+                                        "; needs a uint8 array. Pass a numpy array.");
+    }
+    py::buffer_info buffer = py::reinterpret_borrow<py::buffer>(plane).request();
+    if (buffer.itemsize != 1 || buffer.format != "B") {
+      raise(Code::kInvalidArgument, lead + " has dtype code '" + buffer.format + "'; needs uint8. Pass 8-bit pixels.");
+    }
+    memory = {reinterpret_cast<std::uintptr_t>(buffer.ptr), buffer.shape, buffer.strides};
+    buffers_.push_back(std::move(buffer));
   }
   const auto matches = [&](const std::vector<py::ssize_t>& row) {
-    return buffer.ndim == static_cast<py::ssize_t>(row.size()) + 1 && buffer.shape[0] == rows &&
-           std::equal(row.begin(), row.end(), buffer.shape.begin() + 1);
+    return memory.shape.size() == row.size() + 1 && memory.shape[0] == rows &&
+           std::equal(row.begin(), row.end(), memory.shape.begin() + 1);
   };
   if (std::none_of(row_shapes.begin(), row_shapes.end(), matches)) {
     std::string got = "(";
-    for (std::size_t i = 0; i < buffer.shape.size(); ++i) got += (i ? ", " : "") + std::to_string(buffer.shape[i]);
+    for (std::size_t i = 0; i < memory.shape.size(); ++i) got += (i ? ", " : "") + std::to_string(memory.shape[i]);
     raise(Code::kInvalidArgument, lead + " has shape " + got + "); a frame of " + std::to_string(view_.height) + "x" +
                                       std::to_string(view_.width) + " (h, w) needs " + shape_text(rows, row_shapes[0]) +
                                       ". Pass the format and size the pixels have.");
   }
   py::ssize_t row_bytes = 1;
-  for (std::size_t axis = buffer.shape.size() - 1; axis > 0; --axis) {
-    if (buffer.shape[axis] > 1 && buffer.strides[axis] != row_bytes) {
-      raise(Code::kInvalidArgument, lead + " has stride " + std::to_string(buffer.strides[axis]) + " on axis " + std::to_string(axis) +
+  for (std::size_t axis = memory.shape.size() - 1; axis > 0; --axis) {
+    if (memory.shape[axis] > 1 && memory.strides[axis] != row_bytes) {
+      raise(Code::kInvalidArgument, lead + " has stride " + std::to_string(memory.strides[axis]) + " on axis " + std::to_string(axis) +
                                         "; needs " + std::to_string(row_bytes) + ", packed pixels. Pass numpy.ascontiguousarray of it.");
     }
-    row_bytes *= buffer.shape[axis];
+    row_bytes *= memory.shape[axis];
   }
   Plane& to = view_.plane[which];
-  to.data = static_cast<const std::uint8_t*>(buffer.ptr);
-  to.stride_bytes = rows > 1 ? buffer.strides[0] : row_bytes;
+  to.data = reinterpret_cast<const std::uint8_t*>(memory.at);
+  to.stride_bytes = rows > 1 ? memory.strides[0] : row_bytes;
   to.size_bytes = to.stride_bytes > 0 && rows > 0 ? static_cast<std::size_t>(to.stride_bytes * (rows - 1) + row_bytes) : 0;
-  buffers_.push_back(std::move(buffer));
 }
 
 void add_frame(py::module_& module) {
@@ -90,6 +112,7 @@ void add_frame(py::module_& module) {
                     "A frame of 8-bit pixels in memory that others own; keeps its planes alive.\n\n"
                     "Frame(format, planes, height, width, matrix='bt709', full_range=False)\n"
                     "RGB BGR (h, w, 3), RGBA BGRA (h, w, 4), GRAY (h, w), NV12 [(h, w), (h/2, w)], YUYV (h, 2w); rows may be padded.\n"
+                    "Planes are numpy arrays, or all lie on one GPU (DLPack, __cuda_array_interface__).\n"
                     "Raises InputError.")
       .def(py::init<const std::string&, const py::list&, int, int, const std::string&, bool>(), py::arg("format"), py::arg("planes"),
            py::arg("height"), py::arg("width"), py::arg("matrix") = "bt709", py::arg("full_range") = false)
@@ -97,6 +120,7 @@ void add_frame(py::module_& module) {
       .def_property_readonly("height", [](const Frame& frame) { return frame.view().height; })
       .def_property_readonly("width", [](const Frame& frame) { return frame.view().width; })
       .def_property_readonly("matrix", [](const Frame& frame) { return frame.view().matrix == ColorMatrix::kBT601 ? "bt601" : "bt709"; })
+      .def_property_readonly("device", [](const Frame& frame) { return frame.device() < 0 ? std::string("cpu") : "cuda:" + std::to_string(frame.device()); })
       .def_property_readonly("full_range", [](const Frame& frame) { return frame.view().full_range; });
 }
 

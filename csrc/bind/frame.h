@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "device_array.h"
 
 namespace ps3::bind {
 
@@ -17,13 +18,16 @@ class Frame {
 
   const FrameView& view() const { return view_; }
   const std::string& format() const { return format_; }
+  int device() const { return device_; }  ///< the GPU its planes lie on; -1: host memory
 
  private:
   void take_plane(int which, const py::handle& plane, int rows, const std::vector<std::vector<py::ssize_t>>& row_shapes);
 
   std::string format_;
   FrameView view_;
-  std::vector<py::buffer_info> buffers_;  // released with the frame
+  int device_ = -1;
+  std::vector<py::buffer_info> buffers_;  // released with the frame, as are these
+  std::vector<DeviceArray> device_planes_;
 };
 
 void add_frame(py::module_& module);

@@ -1,7 +1,7 @@
 // ps3_sdk._core: the ops over numpy arrays. The headers in include/ps3 say what each op computes.
-#include <cmath>
 #include <optional>
 
+#include "cuda.h"
 #include "frame.h"
 
 namespace ps3::bind {
@@ -10,18 +10,11 @@ namespace {
 
 py::array gather_array(const Frame& frame, int base_px, int size_px, int patch_px, const py::object& ids, const py::object& mean,
                        const py::object& std, int num_threads, const py::object& out) {
+  if (frame.device() >= 0) {
+    raise(Code::kInvalidArgument, "[gather] the frame lies on GPU " + std::to_string(frame.device()) + "; needs one in host memory. Call gather of Cuda, or copy the frame to the host.");
+  }
   const py::array id_array = array_of<std::int32_t>(ids, "gather", "ids", 1);
-  Normalize normalize;
-  const auto three = [](const py::object& from, const char* name, float (&to)[3]) {
-    const py::array_t<float> values = py::array_t<float, py::array::c_style | py::array::forcecast>::ensure(from);
-    if (!values || values.size() != 3) {
-      PyErr_Clear();
-      raise(Code::kInvalidArgument, std::string("[gather] ") + name + " is " + std::string(py::repr(from)) + "; needs 3 numbers. Pass one per channel.");
-    }
-    std::copy_n(values.data(), 3, to);
-  };
-  three(mean, "mean", normalize.mean);
-  three(std, "std", normalize.std);
+  const Normalize normalize = normalize_of(mean, std);
   const Scale scale{base_px, size_px, patch_px};
   const py::ssize_t row = patch_px > 0 && patch_px <= 1024 ? py::ssize_t{3} * patch_px * patch_px : 0;
   py::array result = out.is_none() ? py::array(new_floats({id_array.size(), row})) : array_of<float>(out, "gather", "out", 2, true);
@@ -40,13 +33,6 @@ py::array gather_array(const Frame& frame, int base_px, int size_px, int patch_p
   return result;
 }
 
-int side_of(py::ssize_t places, const char* name) {
-  const int side = static_cast<int>(std::lround(std::sqrt(static_cast<double>(places))));
-  if (static_cast<py::ssize_t>(side) * side != places || side == 0) {
-    raise(Code::kInvalidArgument, std::string("[score] ") + name + " has " + std::to_string(places) + " rows; needs a square grid. Pass g*g rows.");
-  }
-  return side;
-}
 
 py::array score_array(const py::object& features, const py::object& view_features, const py::object& prompt, const py::object& view_weight,
                       const py::object& view_bias, int num_threads) {
@@ -164,7 +150,9 @@ py::array scatter_array(const py::object& tokens, const py::object& ids, int row
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The ops of PS3 between its networks, in C++: score, select, gather, position_rows, scatter.";
+  add_device_array(module);
   add_frame(module);
+  add_cuda(module);
   module.def("gather", &gather_array, py::arg("frame"), py::arg("base_px"), py::arg("size_px"), py::arg("patch_px"), py::arg("ids"),
              py::arg("mean"), py::arg("std"), py::arg("num_threads") = 0, py::arg("out") = py::none(),
              "Cut patches of one scale out of a frame, resampled and normalised -> f32 (K, 3*patch*patch), order (c, y, x).\n"
@@ -192,10 +180,12 @@ PYBIND11_MODULE(_core, module) {
     py::dict result;
     result["compiler"] = info.compiler;
     result["cuda"] = info.cuda;
+    result["cuda_archs"] = info.cuda_archs;
+    result["cuda_runtime"] = info.cuda_runtime;
     result["simd"] = info.simd;
     result["threads"] = info.threads;
     return result;
-  }, "What the core was built with: dict of compiler, cuda, simd, threads.");
+  }, "What the core was built with: dict of compiler, cuda, cuda_archs, cuda_runtime, simd, threads.");
 }
 
 }  // namespace ps3::bind

@@ -1,4 +1,5 @@
 // The Cuda overloads of a build without CUDA.
+#include "cuda_memory.h"
 #include "fail.h"
 #include "ps3/ps3.h"
 
@@ -22,3 +23,15 @@ Status position_rows(Cuda, const PositionTable&, int, Span<const std::int32_t>, 
 Status scatter(Cuda, Span<const float>, int, Span<const std::int32_t>, int, int, Span<float>) noexcept { return no_cuda("scatter"); }
 
 }  // namespace ps3
+
+namespace ps3::ops {
+
+Status allocate_device(std::size_t, void*&) noexcept { return no_cuda("cuda"); }
+void free_device(void*) noexcept {}
+Status copy_memory(void*, const void*, std::size_t, Copy, void*) noexcept { return no_cuda("cuda"); }
+Status wait_for(void*) noexcept { return no_cuda("cuda"); }
+Status order_after(void*, void*) noexcept { return no_cuda("cuda"); }
+bool reachable(const void*) noexcept { return false; }
+int current_device() noexcept { return 0; }
+
+}  // namespace ps3::ops

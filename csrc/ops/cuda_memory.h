@@ -1,0 +1,23 @@
+// Device memory for the Python module. The ops never allocate and never copy; those who call them from C++ use CUDA itself.
+#pragma once
+
+#include <cstddef>
+
+#include "ps3/status.h"
+
+namespace ps3::ops {
+
+enum class Copy { kToDevice, kToHost };
+
+[[nodiscard]] Status allocate_device(std::size_t bytes, void*& at) noexcept;
+void free_device(void* at) noexcept;
+/// Enqueued on the stream; from and to pageable host memory it returns when that memory may be used again.
+[[nodiscard]] Status copy_memory(void* to, const void* from, std::size_t bytes, Copy direction, void* stream) noexcept;
+[[nodiscard]] Status wait_for(void* stream) noexcept;
+/// What is enqueued on `stream` from now on comes after what is on `other` now.
+[[nodiscard]] Status order_after(void* stream, void* other) noexcept;
+/// Whether the GPU reads this memory as it is.
+bool reachable(const void* at) noexcept;
+int current_device() noexcept;
+
+}  // namespace ps3::ops
