@@ -4,15 +4,17 @@ or GPU every call says what is missing.
 What needs a GPU is skipped elsewhere, with the reason. tests/test_cuda_kernels.py runs the kernels' bodies on any machine.
 """
 import os
+import re
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from cuda_emulation import NVCC
+from cuda_emulation import CXX, NVCC, SEARCH
 from test_gather import CLIP, HALF, RADIO, SIGLIP, SIZES, noise, pitched, planes_of, some_ids
 
+import ps3_sdk
 from ps3_sdk import Frame, _core
 from ps3_sdk.errors import InputError, RuntimeMissingError
 
@@ -161,6 +163,67 @@ def test_kernels_compile_without_a_warning(arch, tmp_path):
 def test_the_module_needs_no_cuda_library():
     said = subprocess.run(["ldd", _core.__file__], capture_output=True, text=True, check=True).stdout
     assert "libcuda" not in said
+
+
+CPP = """
+#include <ps3/ps3.h>
+
+#include <cstdio>
+#include <vector>
+
+using namespace ps3;
+
+static void say(const char* op, const Status& status) { std::printf("%s|%s|%s\\n", op, code_name(status.code()), status.message().c_str()); }
+
+int main() {
+  std::vector<float> f(1 << 16), out(4 * 588);
+  std::vector<std::uint8_t> bytes(1 << 16), workspace(1 << 20);
+  std::vector<std::int32_t> ids(4);
+  Cuda cuda;
+  cuda.workspace = reinterpret_cast<void*>((reinterpret_cast<std::uintptr_t>(workspace.data()) + 255) / 256 * 256);
+  cuda.workspace_bytes = workspace.size() - 256;
+  FrameView frame;
+  frame.height = frame.width = 64;
+  frame.plane[0] = {bytes.data(), 192, 64 * 192};
+  const Scale scale{28, 28, 14};
+  say("cuda", check_cuda());
+  say("gather", gather(cuda, frame, scale, ids, Normalize{}, out));
+  GatherTables tables;
+  say("make_gather_tables", make_gather_tables(cuda, 64, 64, Span<const Scale>(&scale, 1), tables));
+  say("score", score(cuda, {f.data(), 4 * 8}, 2, 8, {f.data(), 8}, {}, {f.data(), 4}));
+  say("select", select(cuda, {{f.data(), 4}, 2, 2}, 4, 4, {bytes.data(), 16}, ids));
+  say("position_rows", position_rows(cuda, {{f.data(), 4 * 8}, 2, 8, {}, {}, false}, 4, ids, {f.data(), 4 * 8}));
+  say("scatter", scatter(cuda, {f.data(), 4 * 8}, 8, ids, 4, 4, {f.data(), 128}));
+  cuda.workspace_bytes = 1;
+  say("workspace", score(cuda, {f.data(), 4 * 8}, 2, 8, {f.data(), 8}, {}, {f.data(), 4}));
+  std::size_t needed = 0;
+  const Scale large{3780, 1512, 14};
+  say("bytes", gather_workspace_bytes(2160, 3840, Span<const Scale>(&large, 1), needed));
+  return needed > 0 ? 0 : 1;
+}
+"""
+
+
+@needs_no_gpu
+@pytest.mark.skipif(not (shutil.which("cmake", path=SEARCH) and CXX), reason="cmake or a C++ compiler is not installed")
+def test_every_cuda_overload_of_cpp_refuses_without_a_gpu(tmp_path):
+    (tmp_path / "main.cpp").write_text(CPP)
+    (tmp_path / "CMakeLists.txt").write_text("cmake_minimum_required(VERSION 3.18)\nproject(no_gpu LANGUAGES CXX)\nfind_package(ps3 REQUIRED)\n"
+                                             "add_executable(no_gpu main.cpp)\ntarget_link_libraries(no_gpu ps3::ps3)\n")
+    cmake = shutil.which("cmake", path=SEARCH)
+    for command in ([cmake, "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={ps3_sdk.cmake_dir()}"], [cmake, "--build", tmp_path / "build"]):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    said = subprocess.run([tmp_path / "build" / "no_gpu"], capture_output=True, text=True, check=True).stdout
+    answers = {op: (code, message) for op, code, message in (line.split("|") for line in said.splitlines())}
+    missing = "no driver for CUDA|no GPU to be had" if BUILD["cuda"] else "this build has no CUDA kernels"
+    for op in ("cuda", "gather", "make_gather_tables", "score", "select", "position_rows", "scatter"):
+        code, message = answers[op]
+        assert code == "kNoCuda" and re.search(missing, message), message
+        assert message.startswith("[make_gather_tables]" if op == "gather" and BUILD["cuda"] else f"[{op}]")
+    assert answers["bytes"][0] == "kOk"  # sizes are known without a GPU
+    if BUILD["cuda"]:
+        assert answers["workspace"] == ("kInvalidArgument", "[score] a workspace of 1 bytes; needs 256. Size it by score_workspace_bytes().")
 
 
 # -- on a GPU -----------------------------------------------------------------------------------------------------
