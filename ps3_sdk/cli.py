@@ -5,6 +5,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--bundle", metavar="PLAN", help="engine.plan to use (default: the embedded one)")
         sub.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
 
+    def selection(sub) -> None:
+        sub.add_argument("--bottom-up", action="store_true", help="pick patches by saliency, whatever the prompt")
+        sub.add_argument("--smooth", action="store_true", help="average the probabilities over 6 x 6 areas of the frame before picking")
+
     def frame(sub) -> None:
         sub.add_argument("frame", metavar="FRAME", help="picture file, or - for an encoded picture on stdin")
 
@@ -51,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("prompt", metavar="PROMPT", help="what to look for; \"\" picks by saliency alone")
     bundle_and_threads(ask)
     ask.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode (default: one look of the model)")
+    selection(ask)
     ask.add_argument("--choices", nargs="+", metavar="TEXT", help="rank these answers")
     ask.add_argument("--max-tokens", type=int, metavar="N", help="of the answer in words, for bundles with a language model")
     ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
@@ -62,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     query = encode.add_mutually_exclusive_group()
     query.add_argument("--prompt", default="", metavar="TEXT", help="what to look for (default: bottom-up)")
     query.add_argument("--prompt-embedding", metavar="NPY", help="a prompt vector, (width,) float, as .npy")
+    selection(encode)
     amount = encode.add_mutually_exclusive_group()
     amount.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode")
     amount.add_argument("--looks", type=int, metavar="N", help="full looks (default 1)")
@@ -100,8 +107,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _session(options):
-    from .session import Session
-    return Session(options.bundle, threads=options.threads)
+    from .session import LICENCE_NOTE, Session
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)        # said below, as one line
+        session = Session(options.bundle, threads=options.threads)
+    for note in session.notes:
+        if note.startswith(LICENCE_NOTE):
+            print(f"ps3: {note}", file=sys.stderr)
+    return session
+
+
+def _selection(options) -> dict:
+    return {"selection": "bottom_up" if options.bottom_up else None, "smooth": options.smooth}
 
 
 def _frame(options):
@@ -110,7 +127,8 @@ def _frame(options):
 
 def _ask(options) -> None:
     with _session(options) as session:
-        answer = session.ask(_frame(options), options.prompt, tokens=options.tokens, choices=options.choices, max_tokens=options.max_tokens)
+        answer = session.ask(_frame(options), options.prompt, tokens=options.tokens, choices=options.choices, max_tokens=options.max_tokens,
+                             **_selection(options))
         if options.overlay:
             answer.save_overlay(options.overlay)
     print(answer.to_json() if options.json else answer)
@@ -127,7 +145,7 @@ def _encode(options) -> None:
             raise InputError(f"[encode] {options.prompt_embedding} cannot be read as a vector: {error}. Write it with numpy.save, float32.") from error
     with _session(options) as session:
         encoding = session.encode(_frame(options), options.prompt, prompt_embedding=embedding, tokens=options.tokens,
-                                  looks="all" if options.all else options.looks)
+                                  looks="all" if options.all else options.looks, **_selection(options))
     arrays = {"tokens": encoding.tokens}
     for px, ids in encoding.picked.items():
         arrays[f"prob_{px}"], arrays[f"picked_{px}"] = encoding.prob_at(px), ids

@@ -19,6 +19,7 @@ try:
 except RuntimeMissingError as error:
     pytest.skip(str(error), allow_module_level=True)
 from ps3_sdk.export.make_vlm import make_vlm
+from ps3_sdk.probability import smoothed
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,11 @@ def test_golden_case_through_the_bundle(sessions, name):
         query = session.prior() if vector is None else ps3_sdk.prompt.Prompt("", vector, None)
         maps = np.stack([session.score(look, query) for look in looks])
         assert near(maps, "select_probs_27x27.scale0")
+    else:
+        step = (n := session.geometry["scales_px"][1] // session.patch_px) // 6
+        assert case.json["effective"]["look_close_mode"] == "after_image"
+        query = session.prior()
+        assert near(np.stack([smoothed(session.score(look, query), n)[::step, ::step] for look in looks]), "select_probs_6x6.scale0")
 
     high = []
     for i, look in enumerate(looks):
