@@ -158,6 +158,9 @@ def _measure(model: VilaHd, streamed: dict[str, Streamed], draft: Draft, precisi
             hidden = torch.randn(2, config.llm.width, generator=torch.Generator().manual_seed(1))
             compare("prompt_head", "prompt_head", {"hidden": hidden.numpy()}, {"prompt": model.projector.prompt(hidden)}, "2 random states")
     decoder = DecoderApart(draft, "decode", llm.spec) if isinstance(networks["decode"], Apart) else Decoder(networks["decode"], llm.spec)
+    for i, layer in enumerate(model.llm.model.layers):      # each is read from the disk: minutes at seven billion parameters
+        if i % 7 == 6:
+            layer.register_forward_pre_hook(lambda *_, number=i + 1: progress(f"check decode: the reference is at layer {number} of {config.llm.depth}"))
     found = measure_llm(decoder, model.llm, TokenEmbedding(draft.tensors(TABLES)["token_embedding"]), streamed=streamed["llm"])
     errors["decode"] = (found["logits"], f"logits of {found['inputs']}; the same word {100 * found['argmax_agreement']:.0f} % of the time")
     progress("check decode")
