@@ -6,7 +6,7 @@ import sys
 
 from ps3_sdk.evaluate.plots import pyplot, save
 
-COLOURS = {"top-down": "#1f6fb4", "bottom-up": "#e08a1e", "random": "#8c8c8c", "AnyRes": "#b03a6f", "S2": "#4c9a3f"}
+COLOURS = {"all patches": "#5b4ea3", "top-down": "#1f6fb4", "bottom-up": "#e08a1e", "random": "#8c8c8c", "AnyRes": "#b03a6f", "S2": "#4c9a3f"}
 
 
 def draw(result: dict):
@@ -33,18 +33,24 @@ def _curves(axes, points, x: str, title: str) -> None:
         values = [point["accuracy"] for point in own]
         sides = [[max(0.0, p["accuracy"] - p["interval"][0]) for p in own], [max(0.0, p["interval"][1] - p["accuracy"]) for p in own]]
         axes.errorbar(places, values, sides, marker="o", ms=4, capsize=2, lw=1.5, label=series, color=COLOURS.get(series))
-        for i, (place, point) in enumerate(zip(places, own)):
-            if x != "seconds" and (series in ("top-down", "AnyRes", "S2") or len(own) == 4):
-                axes.annotate(f"{point['patches']:.0f} patches\n{point['rows']:.0f} rows\n{point['seconds']:.2f} s", (place, point["accuracy"]), fontsize=5.5,
-                              xytext=(3, 4 if i % 2 else -22), textcoords="offset points")
+        if x == "seconds" or not (series in ("top-down", "AnyRes", "S2") or series.endswith("patches")):
+            continue
+        above = series not in ("AnyRes", "S2")
+        for place, point in zip(places, own):
+            text = f"{point['patches']:.0f} patches, " * (x == "resolution_px") + f"{point['rows']:.0f} rows, {point['seconds']:.2f} s"
+            axes.annotate(text, (place, point["accuracy"]), fontsize=6, rotation=60, xytext=(-1, 9 if above else -9), textcoords="offset points",
+                          ha="left" if above else "right", va="bottom" if above else "top", color=COLOURS.get(series))
     if points:
         axes.set_xscale("log")
         ticks = sorted({point[x] for point in points}) if x == "resolution_px" else None
         if ticks:
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
             axes.minorticks_off()
-        axes.legend(fontsize=8)
-    axes.set(title=title, xlabel={"resolution_px": "resolution, px", "patches": "patches encoded beside the low-res pass", "seconds": "seconds a question"}[x], ylabel="exact match", ylim=(-0.02, 1.02))
+        elif x == "seconds":
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
+        axes.legend(fontsize=8, loc="lower left" if x == "resolution_px" else "best")
+    axes.set(title=title, xlabel={"resolution_px": "resolution, px", "patches": "patches encoded beside the low-res pass", "seconds": "seconds a question"}[x], ylabel="exact match", ylim=(-0.4, 1.4), yticks=[0, 0.25, 0.5, 0.75, 1])
     axes.grid(alpha=0.25)
 
 

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from ps3_sdk import Frame
 from ps3_sdk.ask import look_for
-from ps3_sdk.evaluate.recall import block_side, choose
+from ps3_sdk.encoding import block_side
+from ps3_sdk.evaluate.recall import choose
 from ps3_sdk.timing import Timing
-
-LOW_TILE_PX = 378
 
 
 @dataclass

@@ -7,16 +7,8 @@ import numpy as np
 
 from .. import blocks
 from ..budget import Budget
+from ..encoding import block_side
 from ..session import Session
-
-
-def block_side(session: Session, rule: str | None = None) -> int:
-    """Side of the blocks that an ask of this session selects by, 1 for single patches; see `rule` of Session.ask."""
-    language = session.language
-    if language is None or rule == "patches":
-        return 1
-    grids = [px // session.patch_px for px in session.geometry["scales_px"]]
-    return language.r if rule == "blocks" or blocks.is_tie_rule(grids[1:], grids[0], language.r) else 1
 
 
 def choose(session: Session, prob: np.ndarray, budget: Budget, rule: str | None = None) -> list[dict[int, np.ndarray]]:
