@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 VISION = {"model_type": "ps3_vision_model", "model_name": "vit_so400m_patch14_siglip_384", "hidden_size": 1152, "pool": "map",
@@ -77,18 +78,20 @@ class Watch(threading.Thread):
     def run(self) -> None:
         while True:
             found = [memory for memory in map(_memory, _family(self.pid)) if memory]
-            if not found:
+            if _memory(self.pid) is None:
                 return
-            self.largest = max(self.largest, *(peak for peak, _ in found))
+            self.largest = max([self.largest, *(peak for peak, _ in found)])
             self.together = max(self.together, sum(now for _, now in found))
             time.sleep(0.01)
 
 
 def _family(pid: int) -> list[int]:
-    try:
-        below = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
-    except OSError:
-        return []
+    """A process and all that it and its threads started, whoever of them is still there."""
+    below = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):         # threads come and go
+                below += map(int, (task / "children").read_text().split())
     return [pid, *(each for child in below for each in _family(child))]
 
 
