@@ -16,11 +16,13 @@ from ps3_sdk import _core
 from ps3_sdk.datasheet import ON_A_FRAME
 from ps3_sdk.errors import ExportError
 from ps3_sdk.frame import Frame
+from ps3_sdk.position import position_rows
 
 from .apart import on_disk
 from .reference.geometry import cut, resize
 from .reference.model import Ps3Model
 from .reference.stages import Stage, stages
+from .reference.vision import residual_keys
 from .streaming import Streamed
 
 LIMIT = 1e-5            # fp32 against fp32; a larger error means a wrong network, not rounding
@@ -164,15 +166,13 @@ class Comparison:
     def _gather(self, px: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         g = self.geometry
         patches = _core.gather(self.frame.core, g["scales_px"][-1], px, g["patch_px"], ids, g["mean"], g["std"])
-        position = _core.position_rows(self.tables["position"], g["position_grid"], px // g["patch_px"], ids,
-                                       self.tables.get(f"position_residual_{px}"), g["position"] == "crop")
-        return patches, position
+        return patches, position_rows(self.tables, g, px, ids)
 
     def _cut(self, tensor: torch.Tensor, px: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         vision, index = self.model.vision_model, self.geometry["scales_px"].index(px)
         ids, side = torch.from_numpy(ids.astype(np.int64)), px // self.geometry["patch_px"]
         patches = cut(resize(tensor, (px, px)), self.geometry["patch_px"], ids[None])[0]
-        with self.streamed.resident(f"{VISION}.trunk.pos_embed", f"{VISION}.pos_emb_residual.{index - 1}"):
+        with self.streamed.resident(f"{VISION}.trunk.pos_embed", *(f"{VISION}.{key}" for key in residual_keys(vision.config, index))):
             return patches.numpy(), vision.position(index, (side, side), ids).reshape(len(ids), -1).numpy()
 
     def _view(self, tensor: torch.Tensor) -> np.ndarray | None:

@@ -24,6 +24,7 @@ from .graph import PRECISIONS, Graph
 from .reference.config import Ps3Config
 from .reference.model import Ps3Model
 from .reference.side_files import PreprocessorConfig, TokenizerConfig
+from .reference.vision import residual_keys
 from .streaming import Streamed
 from .tokenizer_files import read_prompt_tokenizer
 from .weights import Checkpoint
@@ -150,9 +151,10 @@ def vision_tables(source, vision) -> dict[str, tuple[tuple[int, ...], Callable[[
 
     table("position", "trunk.pos_embed", lambda array: array[0])
     table("prior_prompt", "prior_prompt")
-    if vision.separate_pos_emb:
-        for i, px in enumerate(vision.scales_px[1:]):
-            table(f"position_residual_{px}", f"pos_emb_residual.{i}", lambda array: array[0])
+    for i, px in enumerate(vision.scales_px[1:], 1):
+        for key in residual_keys(vision, i):
+            name = "row" if "_rows." in key else "column" if "_columns." in key else "residual"
+            table(f"position_{name}_{px}", key, lambda array: array[0])
     if vision.highres_selection_feature:    # rows past view_width serve scales whose score is never used
         for part in ("weight", "bias"):
             table(f"view_prompt_{part}", f"prompt_proj_for_highres.{part}", lambda array: array[:vision.view_width])

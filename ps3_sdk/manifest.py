@@ -51,6 +51,10 @@ def check_tables(manifest: dict, tables: dict[str, Tensor], where: str) -> None:
     g = manifest["geometry"]
     wanted = {"position": (g["position_grid"] ** 2, g["width"]), "prior_prompt": (g["width"],)}
     optional = {f"position_residual_{px}": ((px // g["patch_px"]) ** 2, g["width"]) for px in g["scales_px"]}
+    optional |= {f"position_{part}_{px}": (px // g["patch_px"], g["width"]) for part in ("row", "column") for px in g["scales_px"]}
+    for px in g["scales_px"]:
+        if (f"position_row_{px}" in tables) != (f"position_column_{px}" in tables):
+            raise BundleError(f"{where}: {TABLES} holds one of position_row_{px} and position_column_{px}; both or neither are needed. Export the bundle again.")
     if g["view_px"]:
         wanted["view_prompt_weight"] = (g["view_width"], g["width"])
         optional["view_prompt_bias"] = (g["view_width"],)

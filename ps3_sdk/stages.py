@@ -15,6 +15,7 @@ from .encoding import Encoding
 from .errors import ClosedError, InputError
 from .frame import Frame
 from .manifest import TABLES
+from .position import position_rows
 from .prompt import Prompt
 
 PROMPTS_KEPT = 256
@@ -157,9 +158,7 @@ class Stages:
         return _core.gather(frame.core, self.base_px, size_px, patch_px, ids, self.geometry["mean"], self.geometry["std"], self.threads, out)
 
     def _position(self, size_px: int, ids: np.ndarray) -> np.ndarray:
-        g = self.geometry["position_grid"]
-        return _core.position_rows(self._tables["position"], g, size_px // self.patch_px, ids, self._tables.get(f"position_residual_{size_px}"),
-                                   self.geometry["position"] == "crop", self.threads)
+        return position_rows(self._tables, self.geometry, size_px, ids, self.threads)
 
     def _encode_low(self, frames: list[Frame]) -> list[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
         """What encode_low gives, for frames in one run."""

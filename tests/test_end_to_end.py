@@ -184,3 +184,17 @@ def test_texts_are_padded_as_the_tokenizers_own_files_say(tmp_path, files, wante
     with Session(tmp_path / "engine.plan") as session:
         assert session.bundle.manifest["text"]["pad_id"] == wanted
         assert session._tokenizer("a")[0][0, -1] == wanted
+
+
+def test_position_residuals_of_rows_and_columns_equal_the_reference(tmp_path, photo):
+    tiny_models.write(tmp_path / "checkpoint", tiny_models.config("siglip", "4k", text=False, factored_pos_emb=True))
+    make_bundle(str(tmp_path / "checkpoint"), tmp_path / "engine.plan")
+    with Session(tmp_path / "engine.plan") as session:
+        model = Ps3Model.from_checkpoint(tmp_path / "checkpoint")
+        assert model.vision_model.pos_emb_residual_rows[2].abs().mean() > 0.01
+        ours = session.encode(photo, tokens=500)
+        with torch.inference_mode():
+            theirs = model(normalised(photo, session.base_px), num_tokens=500)
+        assert all(np.array_equal(ids, np.flatnonzero(theirs.maps[i][0].flatten().numpy())) for i, ids in enumerate(ours.picked.values()))
+        assert relative_error(ours.tokens, theirs.tokens[0].numpy()) <= BOUND
+        assert max(session.bundle.tensors("tables.safetensors")[f"position_row_{px}"].shape[0] for px in (756, 1512, 3780)) == 270

@@ -14,6 +14,14 @@ from .scoring import ViewNet, probability
 from .trunk import Trunk
 
 
+def residual_keys(config: VisionConfig, index: int) -> list[str]:
+    """Names of the parameters that hold the position residual of a high-res scale (1 is the first): none, a table, or rows and columns."""
+    if not index or not config.separate_pos_emb:
+        return []
+    names = ("pos_emb_residual_rows", "pos_emb_residual_columns") if config.factored_pos_emb else ("pos_emb_residual",)
+    return [f"{name}.{index - 1}" for name in names]
+
+
 class VisionModel(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
