@@ -5,7 +5,8 @@
 Needs torch with CUDA, a core built with -DPS3_CUDA=ON and a GPU; says what is missing otherwise. Takes a few minutes.
 Beside each time of gather stands the rate of the bytes it must read (source pixels its windows cover, ids) and write, and the rate a
 plain copy reaches on the same GPU. The torch column is a fair way with torch alone: F.interpolate with antialias to the base picture,
-F.interpolate to each scale, and the picked patches by index (no unfolding). Times are medians; the last line is one JSON object.
+F.interpolate to each scale, and the picked patches by index (no unfolding). Times are medians over rounds of a CUDA graph of ten calls
+(torch: of two plain calls), with inputs that stay in the L2 cache where it holds them; the last line is one JSON object.
 """
 from __future__ import annotations
 
@@ -45,28 +46,41 @@ class Bench:
         self.stream = torch.cuda.Stream()
         self.cuda = _core.Cuda(self.stream.cuda_stream)
 
-    def ms(self, call, repeat=10):
-        """Median over rounds of the mean of `repeat` calls, and the microseconds the host takes to enqueue one."""
+    def ms(self, call, repeat=10, graph=True):
+        """Of one call: median, least and most milliseconds on the GPU over the rounds, and the microseconds the host takes to enqueue it.
+
+        A CUDA graph of `repeat` calls is what runs, so that the host's pace does not count. That an op can be captured also shows
+        that it neither allocates nor waits.
+        """
         torch, times, host = self.torch, [], []
         torch.cuda.synchronize()
         with torch.cuda.stream(self.stream):
             for _ in range(3):
                 call()
             for _ in range(self.rounds):
+                start = time.perf_counter()
+                call()
+                host.append((time.perf_counter() - start) * 1e6)
+            self.stream.synchronize()
+            run = lambda: [call() for _ in range(repeat)]
+            if graph:
+                captured = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(captured, stream=self.stream):
+                    run()
+                run = captured.replay
+            run()
+            for _ in range(self.rounds):
                 begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
                 self.stream.synchronize()
                 begin.record(self.stream)
-                start = time.perf_counter()
-                for _ in range(repeat):
-                    call()
-                host.append((time.perf_counter() - start) / repeat * 1e6)
+                run()
                 end.record(self.stream)
                 end.synchronize()
                 times.append(begin.elapsed_time(end) / repeat)
         return statistics.median(times), min(times), max(times), statistics.median(host)
 
-    def row(self, name, call, must_move=None, repeat=10):
-        median, low, high, host = self.ms(call, repeat)
+    def row(self, name, call, must_move=None, **how):
+        median, low, high, host = self.ms(call, **how)
         self.rows[name] = {"ms": median, "ms_min": low, "ms_max": high, "host_us": host}
         rate = ""
         if must_move:
@@ -190,7 +204,7 @@ def time_all(torch, bench) -> float:
                 bench.row("low-res and 1512 px inputs, 2160 rows NV12, float32", lambda: cuda.gather(frame, BASE_PX, [(378, 14, low, low_out), (1512, 28, view, view_out)], *HALF),
                           height * width * 1.5 + 4 * (low_out.numel() + view_out.numel()))
         if height == 2160:
-            bench.row(f"torch: {num} patches by index, 2160 rows RGB, float32", torch_gather(torch, pixels, ids), repeat=2)
+            bench.row(f"torch: {num} patches by index, 2160 rows RGB, float32", torch_gather(torch, pixels, ids), repeat=2, graph=False)
     a = {name: torch.from_numpy(each).cuda() for name, each in make_ops(torch).items()}
     prob = torch.empty(27, 27, device="cuda")
     bench.row("score, 729 places of 1152 and a view of 2916", lambda: cuda.score(a["features"], a["view"], a["prompt"], a["weight"], a["bias"], prob),

@@ -180,12 +180,14 @@ PYBIND11_MODULE(_core, module) {
     py::dict result;
     result["compiler"] = info.compiler;
     result["cuda"] = info.cuda;
-    result["cuda_archs"] = info.cuda_archs;
-    result["cuda_runtime"] = info.cuda_runtime;
+    if (info.cuda) {
+      result["cuda_archs"] = info.cuda_archs;
+      result["cuda_runtime"] = info.cuda_runtime;
+    }
     result["simd"] = info.simd;
     result["threads"] = info.threads;
     return result;
-  }, "What the core was built with: dict of compiler, cuda, cuda_archs, cuda_runtime, simd, threads.");
+  }, "What the core was built with: dict of compiler, cuda, simd, threads; with kernels also cuda_archs, cuda_runtime.");
 }
 
 }  // namespace ps3::bind

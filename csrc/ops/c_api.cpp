@@ -1,39 +1,8 @@
-#include "ps3/c_api.h"
-
-#include <algorithm>
-#include <cstring>
-
-#include "fail.h"
-#include "ps3/ps3.h"
-
-namespace {
+#include "c_convert.h"
 
 using ps3::Code;
-using ps3::Span;
 using ps3::Status;
-
-int answer(const Status& status, char* message, size_t message_bytes) {
-  if (!status.ok() && message != nullptr && message_bytes > 0) {
-    const size_t length = std::min(status.message().size(), message_bytes - 1);
-    std::memcpy(message, status.message().data(), length);
-    message[length] = '\0';
-  }
-  return static_cast<int>(status.code());
-}
-
-Status null_pointer(const char* where, const char* name) {
-  return ps3::ops::fail(Code::kInvalidArgument, "[%s] %s is NULL; needs memory. Pass a pointer.", where, name);
-}
-
-/// Negative sizes become 0 elements, which the op then refuses by its own message.
-size_t area(int a, int b) { return a < 0 || b < 0 ? 0 : static_cast<size_t>(a) * static_cast<size_t>(b); }
-
-template <class T>
-Span<T> span(T* data, size_t size) {
-  return {data, data == nullptr ? 0 : size};
-}
-
-}  // namespace
+using namespace ps3::ops;
 
 const char* ps3_version(void) { return ps3::version(); }
 
@@ -43,32 +12,16 @@ int ps3_gather(const ps3_frame* frame, const ps3_scale* scale, const int32_t* id
   if (scale == nullptr) return answer(null_pointer("gather", "scale"), message, message_bytes);
   if (mean == nullptr || std == nullptr) return answer(null_pointer("gather", "mean or std"), message, message_bytes);
   if (num_ids > 0 && (ids == nullptr || out == nullptr)) return answer(null_pointer("gather", "ids or out"), message, message_bytes);
-  ps3::FrameView view;
-  view.format = static_cast<ps3::PixelFormat>(frame->format);
-  view.height = frame->height;
-  view.width = frame->width;
-  for (int i = 0; i < 2; ++i) view.plane[i] = {frame->plane[i], frame->stride_bytes[i], frame->size_bytes[i]};
-  view.matrix = static_cast<ps3::ColorMatrix>(frame->matrix);
-  view.full_range = frame->full_range != 0;
-  ps3::Normalize normalize;
-  std::copy_n(mean, 3, normalize.mean);
-  std::copy_n(std, 3, normalize.std);
-  const size_t patch = scale->patch_px > 1024 ? 0 : area(scale->patch_px, scale->patch_px);  // above, gather() refuses it
-  return answer(ps3::gather(ps3::Cpu{num_threads}, view, {scale->base_px, scale->size_px, scale->patch_px}, span(ids, num_ids),
-                            normalize, span(out, num_ids * 3 * patch)),
+  return answer(ps3::gather(ps3::Cpu{num_threads}, frame_view(*frame), {scale->base_px, scale->size_px, scale->patch_px}, span(ids, num_ids),
+                            normalize_of(mean, std), span(out, num_ids * patch_values(scale->patch_px))),
                 message, message_bytes);
 }
 
 int ps3_score(const float* features, int grid, int width, const float* prompt, const ps3_score_view* view, float* prob,
               int num_threads, char* message, size_t message_bytes) {
   const size_t places = area(grid, grid);
-  ps3::ScoreView fine;
-  if (view != nullptr) {
-    if (view->features == nullptr) return answer(null_pointer("score", "view features"), message, message_bytes);
-    fine = {span(view->features, area(view->grid, view->grid) * area(view->width, 1)), view->grid, view->width,
-            span(view->weight, area(view->width, width)), span(view->bias, area(view->width, 1))};
-  }
-  return answer(ps3::score(ps3::Cpu{num_threads}, span(features, places * area(width, 1)), grid, width, span(prompt, area(width, 1)), fine,
+  if (view != nullptr && view->features == nullptr) return answer(null_pointer("score", "view features"), message, message_bytes);
+  return answer(ps3::score(ps3::Cpu{num_threads}, span(features, places * area(width, 1)), grid, width, span(prompt, area(width, 1)), score_view(view, width),
                            span(prob, places)),
                 message, message_bytes);
 }
@@ -113,10 +66,8 @@ int ps3_position_rows(const ps3_position_table* table, int n, const int32_t* ids
                       char* message, size_t message_bytes) {
   if (table == nullptr) return answer(null_pointer("position_rows", "table"), message, message_bytes);
   if (num_ids > 0 && (ids == nullptr || out == nullptr)) return answer(null_pointer("position_rows", "ids or out"), message, message_bytes);
-  const size_t width = area(table->width, 1), residual = area(n, n) * width;
-  const ps3::PositionTable view{span(table->values, area(table->grid, table->grid) * width), table->grid, table->width,
-                                span(table->residual_f32, residual), span(table->residual_f16, residual), table->crop != 0};
-  return answer(ps3::position_rows(ps3::Cpu{num_threads}, view, n, span(ids, num_ids), span(out, num_ids * width)), message, message_bytes);
+  return answer(ps3::position_rows(ps3::Cpu{num_threads}, position_table(*table, n), n, span(ids, num_ids), span(out, num_ids * area(table->width, 1))),
+                message, message_bytes);
 }
 
 int ps3_scatter(const float* tokens, int channels, const int32_t* ids, size_t num_ids, int rows, int cols, float* map, char* message,
