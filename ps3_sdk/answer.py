@@ -90,8 +90,9 @@ def _components(cells, cols) -> dict[int, list[int]]:
 class Answer:
     """One question about one frame, answered.
 
-    prompt: the text, "" for bottom-up | text: the language model's answer, or the best choice, None without either | choices: best first |
-    regions: best first | picked: {scale px: ascending int32 patch ids} | prob: (rows, cols) f32 in [0, 1], how much the prompt
+    prompt: the text, "" for bottom-up | text: the language model's answer, or the best choice, None without either | confidence: in [0, 1], the model's
+    probability of that text; of an answer that says that nothing was found, of there being one after all; None where the model has none |
+    found: False where a language model says that it cannot see what was asked | choices: best first | regions: best first | picked: {scale px: ascending int32 patch ids} | prob: (rows, cols) f32 in [0, 1], how much the prompt
     cares about each place | timing: ms per stage | frame_size: (h, w) pixels | notes: what the user should know.
     """
     prompt: str
@@ -104,6 +105,8 @@ class Answer:
     frame_size: tuple[int, int]
     patch_px: int
     notes: tuple[str, ...] = ()
+    confidence: float | None = None
+    found: bool = True
     frame: object = field(default=None, repr=False)      # ps3_sdk.Frame, to draw on; its memory is the caller's
 
     def save_overlay(self, path, frame=None) -> None:
@@ -123,6 +126,8 @@ class Answer:
         return {
             "prompt": self.prompt,
             "text": self.text,
+            "confidence": None if self.confidence is None else _plain(self.confidence),
+            "found": self.found,
             "choices": [{"text": c.text, "similarity": _plain(c.similarity), "prob": None if c.prob is None else _plain(c.prob)}
                         for c in self.choices],
             "regions": [{"box_px": [int(v) for v in r.box_px], "prob": _plain(r.prob), "scale_px": int(r.scale_px),
@@ -158,7 +163,7 @@ class Answer:
         if self.choices:
             lines.append("answer   " + ", ".join(choice_text(choice) for choice in self.choices[:3]))
         elif self.text is not None:
-            lines.append(f"answer   {self.text}")
+            lines.append(f"answer   {self.text}" + (f" (confidence {self.confidence:.2f})" if self.confidence is not None else ""))
         lines.append("where    " + ("; ".join(place(region) for region in self.regions[:3]) or "low-res only"))
         lines.append(f"looked   {picked} of a {width}x{height} frame")
         lines.append(f"took     {self.timing.total_ms:.0f} ms" + (f" ({stages})" if stages else ""))

@@ -1,7 +1,8 @@
 """One question about one frame or several, or several about one: what to look for, looking closely, and the answer."""
 from __future__ import annotations
 
-from typing import Sequence
+import math
+from typing import NamedTuple, Sequence
 
 from .answer import Answer, Timing, regions_from_map
 from .encoding import Aim, look_closely
@@ -25,11 +26,11 @@ def ask_together(seen: Sequence, prompt: str = "", *, prompt_embedding=None, tok
     ids, query, read = look_for(seen, prompt, prompt_embedding, timings[0], selection)
     encodings = look_closely([Aim(look, query) for look in seen], budget, timings, rule=rule, smooth=smooth, batch=batch)
     ranked = _ranked(session, choices, encodings, timings)
-    text, notes = None, ()
+    words = Words()
     if ids is not None and choices is None:
         with timings[0].stage("decode"):
-            text, notes = _words(seen, ids, encodings, read, max_tokens, sampling, cancel, on_text)
-    return [_answer(look, *each, query, text, notes) for look, *each in zip(seen, encodings, ranked, timings)]
+            words = _words(seen, ids, encodings, read, max_tokens, sampling, cancel, on_text)
+    return [_answer(look, *each, query, words) for look, *each in zip(seen, encodings, ranked, timings)]
 
 
 def ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=None, choices=None, rule=None, selection=None, smooth=False, batch=1,
@@ -49,11 +50,11 @@ def ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=No
     encodings = look_closely([Aim(look, query) for _, query, _ in asked], budget, timings, rule=rule, smooth=smooth, batch=batch)
     ranked, answers = _ranked(session, choices, encodings, timings), []
     for (ids, query, read), encoding, each, timing in zip(asked, encodings, ranked, timings):
-        text, notes = None, ()
+        words = Words()
         if ids is not None and choices is None:
             with timing.stage("decode"):
-                text, notes = _words([look], ids, [encoding], read, max_tokens, sampling, cancel, None)
-        answers.append(_answer(look, encoding, each, timing, query, text, notes))
+                words = _words([look], ids, [encoding], read, max_tokens, sampling, cancel, None)
+        answers.append(_answer(look, encoding, each, timing, query, words))
     return answers
 
 
@@ -95,7 +96,15 @@ def _ranked(session, choices, encodings, timings) -> list[list]:
     return [session.rank(choices, encoding, timing) if choices is not None else [] for encoding, timing in zip(encodings, timings)]
 
 
-def _words(seen, ids: list[int], encodings, read, max_tokens, sampling, cancel, on_text) -> tuple[str, tuple[str, ...]]:
+class Words(NamedTuple):
+    """What a language model said; see Answer."""
+    text: str | None = None
+    notes: tuple[str, ...] = ()
+    confidence: float | None = None
+    found: bool = True
+
+
+def _words(seen, ids: list[int], encodings, read, max_tokens, sampling, cancel, on_text) -> Words:
     """The language model's answer. What it read is kept: the next question shares the system text and the low-res rows."""
     language, frames = seen[0].session.language, []
     for look, encoding in zip(seen, encodings):
@@ -118,15 +127,18 @@ def _words(seen, ids: list[int], encodings, read, max_tokens, sampling, cancel, 
         notes += (f"the answer ended by {generation.stopped}",)
     elif not text:
         notes += ("the answer is empty: the model ended it before a word",)
-    return text, notes
+    logprob, found = getattr(generation, "logprob", None), text != language.spec.get("not_seen")    # a user's own language model may have none
+    confidence = None if logprob is None else math.exp(logprob) if found else 1 - math.exp(logprob)
+    return Words(text, notes, confidence, found)
 
 
-def _answer(look, encoding, ranked, timing: Timing, query: Prompt, text: str | None, notes: tuple[str, ...]) -> Answer:
+def _answer(look, encoding, ranked, timing: Timing, query: Prompt, words: Words) -> Answer:
     size = (look.frame.height, look.frame.width)
     return Answer(
-        prompt=query.text, text=ranked[0].text if ranked else text, choices=ranked,
+        prompt=query.text, text=ranked[0].text if ranked else words.text, choices=ranked,
+        confidence=ranked[0].prob if ranked else words.confidence, found=words.found,
         regions=regions_from_map(encoding.prob, encoding.picked, size, patch_px=encoding.patch_px), picked=encoding.picked, prob=encoding.prob,
-        timing=look.timing + timing, frame_size=size, notes=encoding.notes + notes + look.session.notes, patch_px=encoding.patch_px, frame=look.frame)
+        timing=look.timing + timing, frame_size=size, notes=encoding.notes + words.notes + look.session.notes, patch_px=encoding.patch_px, frame=look.frame)
 
 
 def _checked(choices) -> list[str]:

@@ -206,13 +206,13 @@ class Decoder:
 class Generation:
     """An answer being made: an iterator of Token.
 
-    stopped: None while tokens may follow, then one of STOPPED | ids: of the tokens so far | stop_id: the id that ended it, else None |
+    logprob: of all tokens so far together and of the one that ended it, by the model | stopped: None while tokens may follow, then one of STOPPED | ids: of the tokens so far | stop_id: the id that ended it, else None |
     notes: what the user should know | state: what the model has read, which is everything but the last token: continue a
     conversation by prefilling that token and the next turn.
     """
 
     def __init__(self, decoder: Decoder, state: State, embed, stop_ids: frozenset[int], max_tokens: int, sampling: Sampling | None, cancelled):
-        self.state, self.ids, self.stopped, self.stop_id, self.notes = state, [], None, None, ()
+        self.state, self.ids, self.stopped, self.stop_id, self.notes, self.logprob = state, [], None, None, (), 0.0
         self._decoder, self._embed, self._stop_ids, self._max_tokens, self._cancelled = decoder, embed, stop_ids, max_tokens, cancelled
         self._draw = sampling.start() if sampling is not None else lambda logits: int(logits.argmax())
         self._room = decoder.spec.context_length - state.length     # tokens that fit behind the prompt
@@ -232,13 +232,14 @@ class Generation:
                 self.stopped = "failed"
                 raise
         logits = self.state.logits
-        chosen = self._draw(logits)
+        chosen, top = self._draw(logits), float(logits.max())
+        logprob = float(logits[chosen]) - top - float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
+        self.logprob += logprob
         if chosen in self._stop_ids:
             self.stopped, self.stop_id = "stop id", chosen
             raise StopIteration
         self.ids.append(chosen)
-        top = float(logits.max())
-        return Token(chosen, float(logits[chosen]) - top - float(np.log(np.exp(logits - top).sum(dtype=np.float64))))
+        return Token(chosen, logprob)
 
     def _stop_if_due(self) -> None:
         if self._cancelled():

@@ -177,6 +177,20 @@ def test_cancel_max_tokens_and_sampling(session, photo):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_confidence_is_the_models_probability_of_its_answer(session, photo, monkeypatch):
+    answer = session.ask(photo, "What is it?", tokens=0, max_tokens=3)
+    look = session.look(photo)
+    ids = session.language.ids([look, "What is it?"])
+    rows = session.language.assemble(ids, [[((look, "low"), look.rows), (object(), look.rows[:1])]])
+    generation = session.language.answer(session.language.read(rows), max_tokens=3)
+    logprobs = [token.logprob for token in generation]
+    assert answer.found and abs(answer.confidence - np.exp(sum(logprobs))) < 1e-4 and abs(generation.logprob - sum(logprobs)) < 1e-9
+    assert answer.to_dict()["confidence"] is not None and "confidence" in str(answer)
+    monkeypatch.setitem(session.language.spec, "not_seen", answer.text)
+    missing = session.ask(photo, "What is it?", tokens=0, max_tokens=3)
+    assert not missing.found and abs(missing.confidence - (1 - answer.confidence)) < 1e-6
+
+
 def test_control_words_in_a_prompt_are_text_or_deleted(session, photo):
     language = session.language
     assert language.ids(["a", "<image>b"]) == language.ids(["a", "b"])

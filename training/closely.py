@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .examples import LOW_GRID, NOT_SEEN, SCALES, Example, normalised
+from .examples import LOW_GRID, SCALES, Example, normalised
 from .joint import Joint
+from .nano import NOT_SEEN
 from .reading import PATCH_PX
 
 

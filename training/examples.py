@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ps3_sdk import _core
 
+from .nano import NOT_SEEN
 from .reading import BASE_PX, CHARACTERS, GRID, MEAN, PATCH_PX, STD, slot_labels
 
 SCALES = (756, 1512, 3780)
 LOW_PX, VIEW_PX, VIEW_PATCH_PX, LOW_GRID = 378, 1512, 28, 27
 CELL = GRID // LOW_GRID                 # 3780 px patches per side of a low-res place
 WINDOW = (6, 18)                        # patches of 3780 px that hold any text of a scene
-NOT_SEEN = "not visible"
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .examples import CELL, LOW_GRID, NOT_SEEN, WINDOW, Example
+from .examples import LOW_GRID, WINDOW, Example
 from .reading import GRID, Reader, slot_loss
 
 IGNORED = -100

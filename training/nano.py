@@ -22,6 +22,7 @@ from .tokenizer import ADDED, make_tokenizer
 
 SCALES_PX = (378, 756, 1512, 3780)
 SYSTEM = "See"
+NOT_SEEN = "not visible"
 PARTS = ("vision_tower", "mm_projector", "llm")
 
 
@@ -49,7 +50,7 @@ def write_folder(folder: str | Path, sizes: Sizes = Sizes(), vocabulary: int = 4
         "config.json": {
             "model_type": "llava_topdown_llama", "architectures": ["LlavaTopDownLlamaModel"], "ps3": True, "look_close_mode": "after_prompt",
             "top_down_prompt_head_type": "linear", "high_res_pos_embed": True, "image_aspect_ratio": "resize", "mm_vision_select_feature": "cls_patch",
-            "mm_vision_select_layer": -1, "num_look_close": None, "num_token_look_close": sizes.num_token, "image_encoder": None,
+            "mm_vision_select_layer": -1, "not_seen": NOT_SEEN, "num_look_close": None, "num_token_look_close": sizes.num_token, "image_encoder": None,
             "llm_cfg": {}, "vision_tower_cfg": {}, "mm_projector_cfg": {}},
         "mm_projector/config.json": {"model_type": "v2l_projector", "mm_projector_type": "mlp_downsample_2x2_fix"},
         "vision_tower/config.json": {
