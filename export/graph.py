@@ -18,8 +18,10 @@ IR_VERSION = 10
 LOCATION_PREFIX = "./" * 100   # room for the bundle's own file name, see runtimes/ort.py
 OFFSET_DIGITS = 20
 
-DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
-STORED = {"F32": TensorProto.FLOAT, "I8": TensorProto.INT8}     # safetensors' word -> ONNX's
+DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16, "int64": TensorProto.INT64}
+STORED = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16, "I8": TensorProto.INT8,       # safetensors' word -> ONNX's
+          "F8_E4M3": TensorProto.FLOAT8E4M3FN, "I4": TensorProto.INT4}
+BITS = {"F32": 32, "F16": 16, "BF16": 16, "I8": 8, "F8_E4M3": 8, "I4": 4}
 PRECISIONS = ("fp32", "int8")
 
 
@@ -33,7 +35,7 @@ class Weight:
 
     @property
     def num_bytes(self) -> int:
-        return int(np.prod(self.shape)) * (4 if self.dtype == "F32" else 1)
+        return int(np.prod(self.shape)) * BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Graph:
     come, one scale per call. Everything else, normalisation and attention included, stays float32.
     """
 
-    def __init__(self, name: str, source, precision: str = "fp32"):
-        self.name, self.source, self.precision = name, source, precision
+    def __init__(self, name: str, source, precision: str = "fp32", opset: int = OPSET):
+        self.name, self.source, self.precision, self.opset = name, source, precision, opset
         self.nodes, self.constants = [], []
         self.weights: dict[str, Weight] = {}
         self.inputs: list[Port] = []
@@ -148,7 +150,7 @@ class Graph:
             tensors.append(tensor)
         port = lambda p: helper.make_tensor_value_info(p.name, DTYPES[p.dtype], p.shape)
         graph = helper.make_graph(self.nodes, self.name, [port(p) for p in self.inputs], [port(p) for p in self.outputs], tensors)
-        opsets = [helper.make_opsetid("", OPSET)]
+        opsets = [helper.make_opsetid("", self.opset)]
         if any(node.domain == "com.microsoft" for node in self.nodes):
             opsets.append(helper.make_opsetid("com.microsoft", 1))
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="ps3_sdk").SerializeToString(deterministic=True)

@@ -1,0 +1,160 @@
+"""float32 networks in the types an engine computes with: matrix products in float16 or bfloat16, the rest as exact as before.
+
+Engines take their precision from the types in the graph. In half precision are matrix products, convolutions, their biases, GELU, softmax
+and the keys and values; in float32 stay normalisation, lengths of vectors, and the residual stream that runs through all blocks, where
+trained models have values a thousand times larger than the rest. Inputs and outputs stay float32 except keys and values.
+
+`twin` is the same network for ONNX Runtime, to measure its error where no engine can run: bfloat16, which ONNX Runtime has no
+matrix product for, is rounded there value by value in float32.
+"""
+from __future__ import annotations
+
+from typing import Callable
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from ps3_sdk.errors import ExportError
+
+from .graph import Graph, Port, Weight
+
+HALF = {"fp16": ("float16", "F16", TensorProto.FLOAT16), "bf16": ("bfloat16", "BF16", TensorProto.BFLOAT16)}
+EXACT = {"LayerNormalization", "ReduceL2", "Div", "Max"}        # float32, whatever the precision
+PRODUCTS = {"MatMul", "Conv"}
+PASSING = {"Reshape", "Transpose", "Slice", "Split", "Concat", "Identity", "Gather", "GatherND"}      # have the type of what they pass on
+KEPT_HALF = ("key_", "value_", "past_key_", "past_value_")      # ports of keys and values
+FP16_MAX = 65504.0
+
+
+def to_bfloat16_bits(array: np.ndarray) -> np.ndarray:
+    """f32 -> uint16, the bits of the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def round_bfloat16(array: np.ndarray) -> np.ndarray:
+    """f32 -> the nearest bfloat16 values, as f32."""
+    return (to_bfloat16_bits(array).astype(np.uint32) << 16).view(np.float32)
+
+
+def typed(graph: Graph, precision: str, twin: bool = False) -> Graph:
+    """A new Graph of standard operators in `precision` (fp32, fp16, bf16). Raises ExportError when a weight does not fit into float16, while it is written."""
+    if precision == "fp32":
+        graph.precision = "fp32"
+        return graph
+    return _Typing(graph, precision, twin).result()
+
+
+class _Typing:
+    """Copies a graph node by node. A value is known as float32 under its own name, as half under name + '.half', or both."""
+
+    def __init__(self, graph: Graph, precision: str, twin: bool):
+        self.old, self.new, self.rounded = graph, Graph(graph.name, None, precision, graph.opset), twin and precision == "bf16"
+        self.dtype, self.stored, self.onnx = ("float32", "F32", TensorProto.FLOAT) if self.rounded else HALF[precision]
+        self.is_half: dict[str, bool] = {}      # computed value -> whether its own name is half
+        self.made: set[str] = set()
+        self.small = {tensor.name: tensor for tensor in graph.constants}
+
+    def result(self) -> Graph:
+        new, old = self.new, self.old
+        new.opset = old.opset
+        new.inputs = [Port(port.name, self._port(port), port.shape) for port in old.inputs]
+        new.outputs = [Port(port.name, self._port(port), port.shape) for port in old.outputs]
+        self.is_half = {port.name: port.dtype != "float32" and port.dtype != "int64" for port in new.inputs}
+        self.plain = {port.name for port in old.inputs if port.dtype == "int64"}
+        outputs = {port.name: port for port in new.outputs}
+        for node in old.nodes:
+            self._node(node, outputs)
+        return new
+
+    def _port(self, port: Port) -> str:
+        return self.dtype if port.dtype == "float32" and port.name.startswith(KEPT_HALF) else port.dtype
+
+    def _node(self, node, outputs: dict[str, Port]) -> None:
+        kind = node.op_type
+        half = kind in PRODUCTS or kind not in EXACT and (self._is_half(node) if kind in PASSING else self._narrow(node))
+        inputs = [self._as(value, half) for value in node.input]
+        names = [f"{name}.out" if name in outputs else name for name in node.output]
+        copied = helper.make_node(kind, inputs, names)
+        copied.attribute.extend(node.attribute)
+        self.new.nodes.append(copied)
+        integers = kind in ("ArgMax",) or kind in PASSING and node.input[0] in self.plain
+        for name, made in zip(node.output, names):
+            if integers:
+                self.plain.add(name)
+            self.is_half[made] = half and not integers
+            if self.rounded and half and not integers and kind not in PASSING:
+                self._rename_last(made, f"{made}.exact")
+                self._round(f"{made}.exact", made)
+            if name in outputs:
+                narrow = outputs[name].dtype == self.dtype
+                wanted, same = self.onnx if narrow else TensorProto.FLOAT, integers or self.rounded or self.is_half[made] == narrow
+                self.is_half[name] = self.is_half[made] if self.rounded else narrow
+                self.new.nodes.append(helper.make_node("Identity", [made], [name]) if same else helper.make_node("Cast", [made], [name], to=wanted))
+
+    def _rename_last(self, old: str, new: str) -> None:
+        node = self.new.nodes[-1]
+        node.output[list(node.output).index(old)] = new
+
+    def _round(self, value: str, name: str) -> None:
+        self.new.nodes.append(helper.make_node("Cast", [value], [f"{name}.bits"], to=TensorProto.BFLOAT16))
+        self.new.nodes.append(helper.make_node("Cast", [f"{name}.bits"], [name], to=TensorProto.FLOAT))
+
+    def _is_half(self, node) -> bool:
+        """Of an operator that passes values on: a table's rows are half, anything else what it was."""
+        first = node.input[0]
+        if node.op_type == "Concat":
+            return any(self.is_half.get(value, False) for value in node.input)
+        return first in self.old.weights or self.is_half.get(first, False)
+
+    def _narrow(self, node) -> bool:
+        """Of an elementwise operator: half beside a weight or constant, or when nothing it reads is float32; the sum of two streams is float32."""
+        values = [value for value in node.input if value and value not in self.old.weights and value not in self.small]
+        return bool(values) and all(self.is_half.get(value, False) for value in values) and (len(values) == 1 or node.op_type == "Mul")
+
+    def _as(self, value: str, half: bool) -> str:
+        if value in self.old.weights:
+            return self._weight(self.old.weights[value], half)
+        if value in self.small:
+            return self._constant(self.small[value], half)
+        if not value or value in self.plain or self.is_half.get(value, False) == half or self.rounded and not half:
+            return value
+        name = f"{value}.{'half' if half else 'float'}"
+        if name not in self.made:
+            self.made.add(name)
+            if self.rounded and half:
+                self._round(value, name)
+            else:
+                self.new.nodes.append(helper.make_node("Cast", [value], [name], to=self.onnx if half else TensorProto.FLOAT))
+        return name
+
+    def _weight(self, weight: Weight, half: bool) -> str:
+        name = f"{weight.name}.half" if half else weight.name
+        if name not in self.new.weights:
+            self.new.weights[name] = Weight(name, weight.shape, self._loader(weight), self.stored) if half else weight
+        return name
+
+    def _loader(self, weight: Weight) -> Callable[[], np.ndarray]:
+        if self.rounded:
+            return lambda: round_bfloat16(weight.load())
+        return (lambda: to_bfloat16_bits(weight.load())) if self.stored == "BF16" else lambda: to_float16(weight.load(), weight.name)
+
+    def _constant(self, tensor, half: bool) -> str:
+        if tensor.data_type != TensorProto.FLOAT or not half or self.rounded:
+            if tensor not in self.new.constants:
+                self.new.constants.append(tensor)
+            return tensor.name
+        name = f"{tensor.name}.half"
+        if all(existing.name != name for existing in self.new.constants):
+            array = numpy_helper.to_array(tensor)
+            made = numpy_helper.from_array(array.astype(np.float16), name) if self.stored == "F16" else \
+                TensorProto(name=name, data_type=TensorProto.BFLOAT16, dims=tensor.dims, raw_data=to_bfloat16_bits(array).tobytes())
+            self.new.constants.append(made)
+        return name
+
+
+def to_float16(array: np.ndarray, name: str) -> np.ndarray:
+    largest = float(np.abs(array).max(initial=0))
+    if not largest <= FP16_MAX:
+        raise ExportError(f"[build] {name} has values up to {largest:.3g}; float16 ends at {FP16_MAX:.0f}. Build with --precision bf16.")
+    return np.ascontiguousarray(array, np.float32).astype(np.float16)
