@@ -8,6 +8,7 @@ from .tensors import Tensor
 
 MANIFEST, TABLES = "manifest.json", "tables.safetensors"
 MAX_MANIFEST_BYTES = 4 << 20
+ENGINES = ("tensorrt", "tensorrt-rtx")     # runtimes that are given an engine built ahead, for some GPUs
 
 
 @functools.lru_cache(maxsize=1)
@@ -118,11 +119,31 @@ def _parts(manifest: dict):
         files["text.tokenizer"] = text["tokenizer"]
         if text["pad_id"] >= text["vocabulary"]:
             yield f"text.pad_id is {text['pad_id']}; the vocabulary has {text['vocabulary']} entries"
+    if manifest.get("verify"):
+        files["verify.weights"] = manifest["verify"]["file"]
+    for name, entry in networks.items():
+        yield from _engine(name, entry)
     for place, name in files.items():
         if name not in members:
             yield f"{place} is {name!r}, which is not among the members"
         if place.endswith(".weights") and not name.endswith(".safetensors"):
             yield f"{place} is {name!r}; weights are .safetensors"
+
+
+def _engine(name: str, entry: dict):
+    """What is wrong between a network's runtime and the record of its engine. Profiles give each symbolic size its least, best and most."""
+    engine, sizes = entry.get("engine"), {n for port in entry["inputs"] for n in port["shape"] if isinstance(n, str)}
+    if (engine is None) != (entry["runtime"] not in ENGINES):
+        yield f"networks.{name}.engine belongs to {' and '.join(ENGINES)} and to nothing else; the runtime is {entry['runtime']!r}"
+    if engine is None:
+        return
+    if entry["weights"] is not None:
+        yield f"networks.{name}.weights is {entry['weights']!r}; an engine holds its own weights"
+    if set(engine["on_device"]) - {port["name"] for port in entry["outputs"]}:
+        yield f"networks.{name}.engine.on_device names what is no output"
+    for profile in engine["profiles"]:
+        if not sizes <= set(profile) or any(sorted(range_) != range_ for range_ in profile.values()):
+            yield f"networks.{name}.engine.profiles: each gives {', '.join(sorted(sizes))} as least, best, most"
 
 
 def _ports(manifest: dict):

@@ -17,12 +17,13 @@ from .encoding import Encoding, check_batch
 from .errors import BundleError, InputError
 from .frame import Frame
 from .look import Look
-from .manifest import TABLES
+from .manifest import ENGINES, TABLES
 from .prompt import Prompt, PromptTokenizer
 from .stages import Stages, unit
 
 DEFAULT_BUNDLE = Path(__file__).parent / "assets" / "default.plan"
-RUNTIMES = {"onnxruntime": "ps3_sdk.runtimes.ort"}      # manifest's word -> adapter module, imported when needed
+RUNTIMES = {"onnxruntime": "ps3_sdk.runtimes.ort", "tensorrt": "ps3_sdk.runtimes.trt",      # manifest's word -> adapter module, imported when needed
+            "tensorrt-rtx": "ps3_sdk.runtimes.trt_rtx"}
 PASSING = ("score_features", "encode_prompt")           # run once per frame or text: large ones are in memory only while they run
 LICENCE_NOTE = "licence of the weights: "
 LARGE_BYTES = 64 << 20      # of tables, from where their pages are worth giving back
@@ -35,6 +36,7 @@ class Session(Stages):
         bundle: path of an engine.plan; default: the one embedded in the package.
         threads: CPU threads for networks and ops; 0 takes all cores.
         verify: compare every byte with the hashes in the manifest first (about one second for 1.6 GB).
+        stream: of bundles with TensorRT engines, the CUDA stream to run on, as an integer handle (torch.cuda.Stream().cuda_stream); default: one of its own.
         language_model: of a vision-language bundle, used instead of its own network, which is not loaded then; see language_model.py.
     Raises:
         BundleError: the file is missing, damaged or not a bundle. RuntimeMissingError: its runtime is not installed.
@@ -43,13 +45,15 @@ class Session(Stages):
     non-commercial use alone says so in a UserWarning; `notes`, which every answer carries, say it too.
     """
 
-    def __init__(self, bundle: str | Path | None = None, *, threads: int = 0, verify: bool = True, language_model=None):
+    def __init__(self, bundle: str | Path | None = None, *, threads: int = 0, verify: bool = True, stream: int | None = None, language_model=None):
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
             raise InputError(f"[session] threads is {threads!r}; it must be a whole number of at least 0 (0: all cores).")
-        self.threads = threads
+        self.threads, self._stream = threads, stream
         self.bundle = Bundle.open(bundle if bundle is not None else DEFAULT_BUNDLE, verify=verify)
         try:
             manifest = self.bundle.manifest
+            if stream is not None and all(entry["runtime"] not in ENGINES for entry in manifest["networks"].values()):
+                raise InputError(f"[session] a stream was given; {self.bundle.path} has no engine that runs on one. Leave it out, or build one: ps3 build.")
             self.geometry = manifest["geometry"]
             self.patch_px, self.base_px = self.geometry["patch_px"], self.geometry["scales_px"][-1]
             self.notes = _notes(manifest)
@@ -163,6 +167,8 @@ class Session(Stages):
         """Free networks and unmap the bundle. A second call does nothing."""
         if not self._closed:
             self._closed = True
+            for network in self._networks.values():
+                getattr(network, "close", lambda: None)()       # memory of a device is given back now, not when it is forgotten
             self._networks, self._tables = {}, {}
             self.bundle.close()
 
@@ -180,7 +186,8 @@ class Session(Stages):
     def _load(self, name: str, runtime: str):
         if runtime not in RUNTIMES:
             raise BundleError(f"[session] {name} of {self.bundle.path} was built for the runtime {runtime!r}; this version runs {', '.join(RUNTIMES)}. Upgrade ps3_sdk.")
-        return importlib.import_module(RUNTIMES[runtime]).load(self.bundle, name, self.threads, keep=name not in PASSING)
+        on_device = {"stream": self._stream} if runtime in ENGINES else {}
+        return importlib.import_module(RUNTIMES[runtime]).load(self.bundle, name, self.threads, keep=name not in PASSING, **on_device)
 
     def _open_language(self, model):
         if not self.bundle.manifest.get("language"):

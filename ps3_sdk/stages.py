@@ -111,7 +111,7 @@ class Stages:
             return [self.encode_high(*one) for one in zip(patches, position, kvs)]
         if not len(patches[0]):
             return [np.empty((0, self.geometry["width"]), np.float32) for _ in patches]
-        kv = kvs[0] if len(kvs) == 1 else {key: np.concatenate([each[key] for each in kvs]) for key in kvs[0]}
+        kv = kvs[0] if len(kvs) == 1 else {key: joined([each[key] for each in kvs]) for key in kvs[0]}
         return list(self._run("encode", self._encode_inputs(patches, position, kv, 0), ["tokens"])["tokens"])
 
     def pool(self, encoding: Encoding | np.ndarray) -> np.ndarray:
@@ -172,8 +172,10 @@ class Stages:
         return [(part("tokens", i)[0], {f"past_{key}": part(key, i) for key in keys}, part("features", i)) for i in range(num)]
 
     def _no_past(self, batch: int = 1) -> dict[str, np.ndarray]:
-        empty = np.empty((batch, self.geometry["heads"], 0, self.geometry["width"] // self.geometry["heads"]), np.float32)
-        return {f"past_{kind}_{i}": empty for kind in ("key", "value") for i in range(self.geometry["depth"])}
+        ports = [port for port in self.bundle.manifest["networks"]["encode"]["inputs"] if port["name"].startswith("past_")]
+        dtype = "uint16" if ports[0]["dtype"] == "bfloat16" else ports[0]["dtype"]      # numpy has no bfloat16; these hold nothing
+        empty = np.empty((batch, self.geometry["heads"], 0, self.geometry["width"] // self.geometry["heads"]), dtype)
+        return {port["name"]: empty for port in ports}
 
     @staticmethod
     def _encode_inputs(patches, position, past, keep: int) -> dict[str, np.ndarray]:
@@ -216,6 +218,11 @@ class Stages:
         if not np.isfinite(vector).all():
             raise InputError(f"[encode_prompt] prompt_embedding holds {int((~np.isfinite(vector)).sum())} NaN or infinite values. Check what made it.")
         return vector
+
+
+def joined(parts: list):
+    """Arrays, or tensors that a runtime keeps on its device, one after the other along the first dimension."""
+    return parts[0].joined(parts) if hasattr(parts[0], "joined") else np.concatenate(parts)
 
 
 def unit(vector: np.ndarray) -> np.ndarray:

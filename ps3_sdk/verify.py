@@ -1,0 +1,166 @@
+"""A bundle held to its own reference values on the machine at hand: what `ps3 verify` does, and how a builder makes its certificate.
+
+A bundle may carry the frame it was measured on and, of every stage, a sample of what float32 gave there (member reference.safetensors,
+manifest `verify`). Every stage is run as in use, one after the other, so errors add up as they do in an ask; encode_high is given the
+reference's patches, so that one other pick does not hide everything behind it.
+"""
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .datasheet import ON_A_FRAME
+from .errors import BundleError, RuntimeFailedError
+from .frame import Frame
+from .look import Look
+from .answer import Timing
+from .session import Session
+from .stages import unit
+
+REFERENCE = "reference.safetensors"
+SAMPLES = 4096          # values kept of each output
+STAGES = ("encode_low", "encode_prompt", "score", "encode_high", "decode", "project", "prompt_head")
+LIMITS = {              # precision -> (largest relative error of a stage, least overlap of picked patches, least cosine of embeddings)
+    "fp32": (1e-4, 0.999, 0.99999), "fp16": (5e-3, 0.99, 0.9999), "bf16": (4e-2, 0.95, 0.999),
+    "int8": (0.1, 0.9, 0.99), "fp8": (0.1, 0.9, 0.99), "int4": (0.3, 0.7, 0.9)}
+
+
+@dataclass(frozen=True)
+class Report:
+    """errors: stage -> largest difference over largest value | overlap: share of picked patches that are the reference's |
+    cosine: between the pooled embedding and the reference's, None without one."""
+    errors: dict[str, float]
+    overlap: float
+    cosine: float | None
+
+    def wrong(self, precision: str) -> list[str]:
+        """What misses the limits of a precision, each in words that start with the stage's name; empty when all is well."""
+        error, overlap, cosine = LIMITS[precision]
+        found = [f"{stage} is off by {value:.1e} (allowed {error:.0e})" for stage, value in self.errors.items() if not value <= error]
+        if not self.overlap >= overlap:
+            found.append(f"select picks {self.overlap:.1%} of the same patches (at least {overlap:.1%} needed)")
+        if self.cosine is not None and not self.cosine >= cosine:
+            found.append(f"decode gives an embedding of cosine {self.cosine:.5f} (at least {cosine} needed)")
+        return found
+
+    def to_dict(self) -> dict:
+        return {"max_relative_error": dict(self.errors), "picked_overlap": self.overlap, "embedding_cosine": self.cosine}
+
+    def table(self) -> str:
+        rows = [f"{stage:<14}{value:.1e} of the largest value" for stage, value in self.errors.items()]
+        rows.append(f"{'select':<14}{self.overlap:.2%} of the picked patches are the reference's")
+        if self.cosine is not None:
+            rows.append(f"{'decode':<14}cosine of the embeddings {self.cosine:.6f}")
+        return "\n".join(rows)
+
+
+def observe(session: Session, picture: np.ndarray, prompt: str, picks: dict[int, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """Every stage's outputs on a frame, by "stage.output": float32, besides "picked_<px>", int32.
+
+    picture: (h, w, 3) uint8 RGB | prompt: used where the bundle has a text tower, else saliency | picks: patches for encode_high, default the picked ones.
+    """
+    frame, found = Frame.of(picture), {}
+    tokens, kv, features = session.encode_low(frame)
+    found |= {"encode_low.tokens": tokens, "encode_low.features": features[0]}
+    found |= {f"encode_low.{name.removeprefix('past_')}": np.asarray(array) for name, array in kv.items()}
+    low, view = session._score_features([frame], features)[0]
+    found |= {"encode_low.low_features": low, **({} if view is None else {"encode_low.view_features": view})}
+    query = session.encode_prompt(prompt if session.bundle.manifest["text"] else "")
+    if query.pooled is not None:
+        found |= {"encode_prompt.pooled": query.pooled, "encode_prompt.prompt": query.vector}
+    found["score.prob"] = prob = session.score(Look(session, frame, tokens, kv, low, view, Timing(), None), query)
+    g = session.geometry
+    for px, count in zip(g["scales_px"][1:], g["per_look"]):
+        found[f"picked_{px}"] = session.select(prob, px, min(count, (px // g["patch_px"]) ** 2), np.zeros((px // g["patch_px"]) ** 2, np.uint8))
+    chosen = picks or {px: found[f"picked_{px}"] for px in g["scales_px"][1:]}
+    found["encode_high.tokens"] = high = session.encode_high(*session.gather(frame, chosen), kv)
+    if "pool" in session._networks:
+        found["decode.pooled"] = session.pool(high)
+    _language(session, tokens, found)
+    return {name: array if name.startswith("picked_") else _float32(array) for name, array in found.items()}
+
+
+def _language(session: Session, tokens: np.ndarray, found: dict) -> None:
+    if session.language is None:
+        return
+    found["project.rows"] = session.language.low_rows(tokens)
+    if "prompt_head" in session._networks:
+        hidden = np.random.Generator(np.random.PCG64(0)).standard_normal((1, session.language.spec["width"]), np.float32)
+        found["prompt_head.prompt"] = session._networks["prompt_head"].run({"hidden": hidden}, ["prompt"])["prompt"]
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, np.float32)
+
+
+def sample(observed: dict[str, np.ndarray], picture: np.ndarray) -> dict[str, np.ndarray]:
+    """What a bundle keeps of `observed`: the frame, all picks, prob and embedding, SAMPLES values of the rest, the largest of each."""
+    kept = {"frame": np.ascontiguousarray(picture)}
+    for name, array in observed.items():
+        if name.startswith("picked_"):
+            kept[name] = array
+            continue
+        flat = array.reshape(-1)
+        rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
+        at = np.arange(flat.size) if flat.size <= SAMPLES else np.unique(rng.integers(0, flat.size, SAMPLES))
+        kept |= {name: flat[at], f"{name}.at": at.astype(np.int32), f"{name}.largest": np.array([np.abs(flat).max(initial=0), flat.size], np.float32)}
+    return kept
+
+
+def compare(kept: dict[str, np.ndarray], observed: dict[str, np.ndarray]) -> Report:
+    """The report of `observed` against what sample() kept. A stage with an output missing, of another size or not finite is off by infinity."""
+    errors: dict[str, float] = {}
+    same = total = 0
+    for name in (name for name in kept if name != "frame" and not name.endswith((".at", ".largest"))):
+        if name.startswith("picked_"):
+            same, total = same + len(np.intersect1d(kept[name], observed[name])), total + len(kept[name])
+            continue
+        stage, got = name.split(".")[0], observed.get(name)
+        largest, size = (float(value) for value in kept[f"{name}.largest"])
+        if got is None or np.float32(got.size) != np.float32(size) or not np.isfinite(got).all():
+            error = float("inf")
+        else:
+            difference = np.abs(got.reshape(-1)[kept[f"{name}.at"]].astype(np.float64) - kept[name])
+            error = float(difference.max(initial=0)) / max(largest, 1e-30)
+        errors[stage] = max(errors.get(stage, 0.0), error)
+    cosine = None
+    if "decode.pooled" in kept and "decode.pooled" in observed:
+        cosine = float(unit(observed["decode.pooled"].astype(np.float64)) @ unit(kept["decode.pooled"].astype(np.float64)))
+    return Report({stage: errors[stage] for stage in STAGES if stage in errors}, same / total if total else 1.0, cosine)
+
+
+def precision_of(manifest: dict) -> str:
+    """The coarsest precision among the vision networks, whose limits hold for the whole."""
+    used = {entry["precision"] for name, entry in manifest["networks"].items() if name != "decode"}
+    return next(each for each in reversed(LIMITS) if each in used)
+
+
+def verify(path: str | Path | None = None, *, threads: int = 0, stream: int | None = None) -> Report:
+    """Run a bundle on this machine and hold every stage to the reference values inside.
+
+    Returns the report. Raises BundleError: no reference values inside; RuntimeFailedError that names the stages which are off, with `report`
+    as its attribute; and what opening a Session raises: no GPU, another GPU, another version of the runtime.
+    """
+    with Session(path, threads=threads, stream=stream) as session:
+        manifest = session.bundle.manifest
+        if not manifest.get("verify"):
+            raise BundleError(f"[verify] {session.bundle.path} holds no reference values to compare with. Make a bundle that does: "
+                              f"ps3 build {session.bundle.path} -o engine.plan --runtime onnx")
+        kept = session.bundle.tensors(manifest["verify"]["file"])
+        picks = {px: kept[f"picked_{px}"] for px in session.geometry["scales_px"][1:]}
+        report = compare(kept, observe(session, kept["frame"], manifest["verify"]["prompt"], picks))
+        wrong, precision = report.wrong(precision_of(manifest)), precision_of(manifest)
+        if wrong:
+            error = RuntimeFailedError(f"[verify] {'; '.join(wrong)}, on this machine, against {manifest['verify']['against']}. Do not trust its answers here: rebuild with "
+                                       f"ps3 build, with a finer --precision than {precision} if this machine's runtime is the one it was built for.")
+            error.report = report
+            raise error
+        return report
+
+
+def where_measured(manifest: dict) -> str:
+    """The frame of a bundle's reference values, in words."""
+    return ON_A_FRAME if manifest["verify"]["on_a_frame"] else "a drawn picture"
