@@ -153,7 +153,7 @@ def measure(size: str, options, folder: Path) -> dict:
         for name in workers:
             for question in (0, 1):
                 runs[name][question].append(public(question) if name == "public" else mine(name, question))
-        print(f"  round {i + 1}: " + " | ".join(f"{name} {of[0][-1]['s']:.2f} and {of[1][-1]['s']:.2f} s" for name, of in runs.items()), flush=True)
+        print(f"  round {i + 1}, load {os.getloadavg()[0]:.1f}: " + " | ".join(f"{name} {of[0][-1]['s']:.2f} and {of[1][-1]['s']:.2f} s" for name, of in runs.items()), flush=True)
     copies = {name: workers[name].ask(kv=True) for name in plans}
     for worker in workers.values():
         worker.close()
