@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ps3_sdk import _core
 from ps3_sdk.datasheet import ON_A_FRAME
@@ -19,6 +19,7 @@ from ps3_sdk.frame import Frame
 from ps3_sdk.position import position_rows
 
 from .apart import on_disk
+from .check_picture import read_picture, sample_picture  # noqa: F401  (part of this module's words)
 from .reference.geometry import cut, resize
 from .reference.model import Ps3Model
 from .reference.stages import Stage, stages
@@ -47,28 +48,6 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     if not np.isfinite(got).all():
         return float("inf")
     return float(np.abs(got.astype(np.float64) - want).max() / max(np.abs(want).max(), 1e-30))
-
-
-def sample_picture(height: int = 720, width: int = 1280, seed: int = 0) -> np.ndarray:
-    """(height, width, 3) uint8: soft shapes, edges, fine print and sensor noise, the same on every machine."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    small = rng.integers(0, 256, (9, 16, 3), np.uint8)
-    picture = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(picture)
-    for i in range(60):
-        x, y, side = (int(v) for v in rng.integers(0, (width, height, 60)))
-        colour = tuple(int(v) for v in rng.integers(0, 256, 3))
-        draw.rectangle((x, y, x + side, y + side // 2), fill=colour) if i % 2 else draw.text((x, y), f"EXIT {i}", fill=colour)
-    return np.clip(np.asarray(picture, np.int16) + rng.integers(-8, 9, (height, width, 3)), 0, 255).astype(np.uint8)
-
-
-def read_picture(path) -> np.ndarray:
-    """(height, width, 3) uint8 RGB of a picture file. Raises ExportError when it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ExportError(f"[check] {path} cannot be read as a picture ({error}); a picture file is needed. Pass a JPEG or PNG.") from error
 
 
 def measure(streamed: Streamed, networks: dict, geometry: dict, tables: dict[str, np.ndarray], folder: Path, precision: str = "fp32",
