@@ -1,6 +1,6 @@
-"""Stage 1 of the recipe: python -m training.answer RUN --steps 4000. Scenes, the whole way of an answer. Continues where it was stopped.
+"""Stage 2 of the recipe: python -m training.answer RUN --steps 4000. Scenes, the whole way of an answer. Continues where it was stopped.
 
-Begins with the trunk that training.read left in RUN/model. Frames are made by --workers other processes meanwhile.
+Begins with what training.spell left in RUN/spell. Frames are made by --workers other processes meanwhile.
 """
 from __future__ import annotations
 
@@ -36,10 +36,9 @@ def main() -> None:
     options = parser.parse_args()
 
     model = nano.new_model(options.run / "model", options.seed)
-    reader = Reader(model.vision.vision_model)
-    read = torch.load(options.run / "read" / "state.pt", map_location="cpu", weights_only=True)["model"]
-    reader.load_state_dict(read)
-    joint = Joint(model, reader)
+    joint = Joint(model, Reader(model.vision.vision_model))
+    spelt = torch.load(options.run / "spell" / "state.pt", map_location="cpu", weights_only=True)["model"]
+    joint.load_state_dict(spelt, strict=False)              # all but the contrast's temperature
     optimiser = Optimiser(joint, muon_lr=0.01, adam_lr=1e-3)
     run = Run(options.run / "answer", joint, optimiser)
     joint.to(options.device)
