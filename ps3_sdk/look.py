@@ -37,8 +37,8 @@ class Look:
 
         Args:
             prompts: at least one; the texts that an encoder bundle has not read before go through its text tower together.
-            batch: questions whose patches are encoded in one run of the network. On a CPU more than 1 gains little (benchmarks/batching.py
-                says how much) and takes memory for each; it is meant for devices that one question does not fill.
+            batch: questions whose patches are encoded in one run of the network. On two CPU cores 2 to 4 gained between nothing
+                and a half (benchmarks/batching.py measures it) and take memory for each; it is meant for devices that one question does not fill.
             options: as in Session.ask, but prompt_embedding, on_text and format.
         """
         return ask_each(self, prompts, batch=batch, **options)

@@ -130,8 +130,8 @@ class Session(Stages):
     def look_many(self, frames: list, *, format: str | None = None, batch: int = 1) -> list[Look]:
         """Looks at several frames, as look() would one by one, to rounding.
 
-        batch: frames in one run of the network. On a CPU more than 1 helps small models only (benchmarks/batching.py says how much) and takes
-        memory for each; it is meant for devices that one frame does not fill. A look's encode_low time is its share of the run's.
+        batch: frames in one run of the network. On two CPU cores 2 to 4 gained a tenth to a third (benchmarks/batching.py measures it) and
+        take memory for each; it is meant for devices that one frame does not fill. A look's encode_low time is its share of the run's.
         """
         self._open()
         check_batch(batch)
