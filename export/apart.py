@@ -6,7 +6,9 @@ The exporting process holds PyTorch and the reference's results; a large network
 """
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import subprocess
 import sys
 import tempfile
@@ -56,6 +58,7 @@ class Apart:
             for name, array in inputs.items():
                 _save(Path(folder) / f"{name}.in.npy", array)
             (Path(folder) / "request.json").write_text(json.dumps({**self._request, "inputs": list(inputs), "outputs": list(outputs)}))
+            let_go(inputs)
             result = subprocess.run([sys.executable, "-m", "ps3_sdk.export.apart", folder], stdin=subprocess.DEVNULL, capture_output=True, text=True)
             if result.returncode:
                 why = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1][:400]
@@ -72,6 +75,18 @@ def on_disk(arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndar
         for name, array in arrays.items():
             _save(Path(place) / f"{name}.npy", array)
         return {name: np.load(Path(place) / f"{name}.npy", mmap_mode="r") for name in arrays}
+
+
+def let_go(arrays: Mapping[str, np.ndarray]) -> None:
+    """Give back memory that is not needed for now: pages of arrays that are views of files, and what the allocator keeps for later."""
+    for base in arrays.values():
+        while isinstance(base, (np.ndarray, memoryview)):
+            base = base.base if isinstance(base, np.ndarray) else base.obj
+        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            base.madvise(mmap.MADV_DONTNEED)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None      # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from ps3_sdk.errors import ExportError
 from ps3_sdk.frame import Frame
 from ps3_sdk.position import position_rows
 
-from .apart import on_disk
+from .apart import let_go, on_disk
 from .check_picture import read_picture, sample_picture  # noqa: F401  (part of this module's words)
 from .reference.geometry import cut, resize
 from .reference.model import Ps3Model
@@ -89,6 +89,7 @@ class Comparison:
         view = self._view(picture)
         del picture
         errors = {"gather": (max(max(map(relative_error, *pair)) for pair in zip(gathered, wanted)), f"{sum(len(ids) for _, ids in cuts)} patches of {self._size()}")}
+        let_go(self.tables)
         self.progress("check gather")
 
         (patches, position), high = wanted[0], [np.concatenate(part) for part in zip(*wanted[1:])]
