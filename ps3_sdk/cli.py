@@ -1,4 +1,4 @@
-"""The `ps3` command: ask, encode, export, info, bench, eval, doctor. Answers go to stdout, progress and errors to stderr."""
+"""The `ps3` command: ask, encode, export, build, verify, info, bench, eval, doctor. Answers go to stdout, progress and errors to stderr."""
 from __future__ import annotations
 
 import argparse
@@ -84,6 +84,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--work-dir", metavar="FOLDER", help="of a VILA-HD export: what is finished here is used again after an interruption")
     export.add_argument("--check-frame", metavar="FRAME", help="picture to measure the bundle's error on, of the kind it will see (default: a drawn one)")
     export.add_argument("--tokenizer", metavar="JSON", help="tokenizer.json to use when the checkpoint has none")
+
+    from .export import engine_options
+    engine_options.add_arguments(command("build", _build, "build engines for TensorRT or TensorRT-RTX, or ONNX with reference values, from a bundle or checkpoint"))
+
+    verify = command("verify", _verify, "hold a bundle to the reference values inside, on this machine")
+    verify.add_argument("bundle", metavar="PLAN")
+    verify.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+    verify.add_argument("--json", action="store_true", help="print the result as JSON")
+    verify.add_argument("-o", "--output", metavar="JSON", help="write the result there too")
 
     info = command("info", _info, "print a bundle's data sheet")
     info.add_argument("bundle", nargs="?", metavar="PLAN", help="default: the embedded bundle")
@@ -173,6 +182,41 @@ def _export(options) -> None:
     except ModuleNotFoundError as error:
         raise RuntimeMissingError(f"[export] {error.name} is not installed, exporting needs it. pip install 'ps3_sdk[export]'") from error
     print(f"{options.output}: ready. ps3 info {options.output}")
+
+
+def _build(options) -> None:
+    progress = lambda line: print(line, file=sys.stderr, flush=True)
+    try:
+        from .export.build_engine import build_engine
+        from .export.engine_options import from_arguments
+        lines = build_engine(options.source, options.output, from_arguments(options), dry_run=options.dry_run, progress=progress)
+    except ModuleNotFoundError as error:
+        raise RuntimeMissingError(f"[build] {error.name} is not installed, building needs it. pip install 'ps3_sdk[export]'") from error
+    print("\n".join(lines))
+
+
+def _verify(options) -> int:
+    from .verify import verify
+    error = None
+    try:
+        report = verify(options.bundle, threads=options.threads)
+    except Ps3Error as failed:
+        if not hasattr(failed, "report"):
+            raise
+        report, error = failed.report, failed
+    result = json.dumps({"bundle": options.bundle, "passed": error is None, "why": None if error is None else str(error), **report.to_dict()}, indent=1)
+    print(result if options.json else report.table())
+    if options.output:
+        try:
+            with replaced(Path(options.output)) as beside:
+                Path(beside).write_text(result + "\n")
+        except OSError as failed:
+            raise InputError(f"[verify] {options.output} cannot be written: {failed.strerror or failed}. Choose a writable place.") from failed
+    if error is not None:
+        raise error
+    if not options.json:
+        print(f"{options.bundle}: every stage is within its limits on this machine")
+    return 0
 
 
 def _info(options) -> None:

@@ -1,0 +1,121 @@
+"""From a checkpoint or a bundle to a bundle of engines: `ps3 build`, or from a checkout `python export/build_engine.py`.
+
+    bundle of float32 ONNX -> networks in the engine's types -> their error on a frame, in ONNX Runtime -> engines -> a bundle of them
+
+The error is measured before anything is built for a GPU, on the very graphs the builder gets: a precision that is too coarse
+for these weights is refused in seconds. Whether the engine then computes what its graph says only its GPU can show: `ps3 verify`.
+"""
+from __future__ import annotations
+
+if __name__ == "__main__" and not __package__:      # python export/build_engine.py: run the installed module of the same name
+    import sys
+    sys.path.pop(0)                                 # this folder, whose modules have names that others use too
+    try:
+        from ps3_sdk.export.build_engine import main
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error.name} is not installed. In the checkout: pip install '.[export]'")
+    sys.exit(main())
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable
+
+from ps3_sdk.bundle import Bundle
+from ps3_sdk.errors import ExportError, RuntimeMissingError
+from ps3_sdk.runtimes.trt_vendor import vendor
+from ps3_sdk.session import DEFAULT_BUNDLE
+
+from .engine_options import EngineOptions, check_options, estimate, rtx_sms
+from .graph import Graph
+from .standard_onnx import read_network
+
+Progress = Callable[[str], None]
+
+
+def build_engine(source: str | Path, output: str | Path, options: EngineOptions, *, dry_run: bool = False, progress: Progress = lambda line: None) -> list[str]:
+    """Build `output` from "default", a bundle, a checkpoint folder or a hub id.
+
+    Returns lines that say what was built, or would be. Raises InputError and ExportError as the options' modules say; RuntimeMissingError
+    where the builder is not installed. Nothing is left at `output` then but what was there before.
+    """
+    check_options(options)
+    module = None if options.runtime == "onnx" or dry_run and not _installed(options.runtime) else vendor(options.runtime, "build")
+    if module is not None and options.runtime == "tensorrt-rtx":
+        options = replace(options, sms=rtx_sms(options, module))
+    elif options.runtime == "tensorrt":
+        options = replace(options, sms=_own_sm(options, dry_run))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=_folder(output), prefix=".ps3-build-")))
+        bundle = stack.enter_context(_open(source, folder, options, dry_run, progress))
+        names = vision_networks(bundle.manifest)
+        graphs = {name: read_network(bundle, name) for name in names}
+        if dry_run:
+            return estimate({name: _count(graph) for name, graph in graphs.items()}, options).lines(options, options.sms)
+        from .engine_bundle import write_engine_bundle
+        return write_engine_bundle(bundle, graphs, Path(output), folder, options, module, progress)
+
+
+def vision_networks(manifest: dict) -> list[str]:
+    """Names of the networks that become engines. A language model's stays onnxruntime's: its operators are that runtime's own."""
+    return [name for name in manifest["networks"] if name != "decode"]
+
+
+def _count(graph: Graph) -> int:
+    return sum(weight.num_bytes // 4 for weight in graph.weights.values())
+
+
+def _installed(runtime: str) -> bool:
+    try:
+        vendor(runtime, "build")
+    except RuntimeMissingError:
+        return False
+    return True
+
+
+def _own_sm(options: EngineOptions, dry_run: bool) -> tuple[int, ...]:
+    """TensorRT builds for the GPU it runs on. Raises where there is none, or another was asked for."""
+    from ps3_sdk.runtimes.cuda_driver import Driver
+    try:
+        driver = Driver()
+    except RuntimeMissingError as error:
+        if dry_run:
+            return options.sms
+        raise ExportError(f"[build] TensorRT builds on the GPU that the engine is for; {str(error).split('] ', 1)[1]}") from error
+    sm = driver.sm
+    driver.close()
+    if options.sms and options.sms != (sm,):
+        raise ExportError(f"[build] sm {', '.join(map(str, options.sms))} was asked for; TensorRT builds for the GPU it runs on, here sm_{sm}. Leave --sm out, build on the other "
+                          "machine, or use --runtime tensorrt-rtx, which builds for several at once.")
+    return (sm,)
+
+
+def _folder(output: str | Path) -> Path:
+    parent = Path(output).resolve().parent
+    if not parent.is_dir():
+        raise ExportError(f"[build] {parent} is no folder; the engine is written there. Make it, or choose another place.")
+    return parent
+
+
+def _open(source: str | Path, folder: Path, options: EngineOptions, dry_run: bool, progress: Progress) -> Bundle:
+    """The float32 bundle to build from; a checkpoint is exported first, its stages compared with PyTorch."""
+    if str(source) == "default":
+        return Bundle.open(DEFAULT_BUNDLE)
+    path = Path(source)
+    if path.is_file():
+        return Bundle.open(path)
+    if dry_run:
+        raise ExportError(f"[build] {source} is a checkpoint; a dry run reads a bundle, so that it takes seconds. Export it first: ps3 export {source} -o onnx.plan")
+    from .export_checkpoint import export_checkpoint
+    progress(f"export {source} to ONNX first")
+    exported = folder / "onnx.plan"
+    export_checkpoint(str(source), exported, check_frame=options.check_frame, progress=progress)
+    return Bundle.open(exported)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from ps3_sdk import cli
+    import sys
+    return cli.main(["build", *(sys.argv[1:] if arguments is None else arguments)])
+
