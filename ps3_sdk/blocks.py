@@ -19,13 +19,14 @@ def is_tie_rule(grids: Sequence[int], g: int, r: int) -> bool:
 
 
 def plan_blocks(looks: Sequence[Sequence[int]], capacity: Sequence[int], size: int) -> list[list[int]]:
-    """A plan in patches as one in whole blocks of `size` patches, never more patches a look.
+    """A plan in patches as one in whole blocks of `size` patches, never more patches up to any look.
 
-    What does not fill a block at one scale is offered to the next; what the last cannot fill is saved. Empty looks are dropped.
+    What does not fill a block at one scale is offered to the next, what the last cannot fill to the next look, so that a plan of all
+    patches stays one; what the last look cannot fill is saved. Empty looks are dropped.
     """
-    free, planned = [n // size for n in capacity], []
+    free, planned, spare = [n // size for n in capacity], [], 0
     for wanted in looks:
-        look, spare = [], 0
+        look = []
         for i, count in enumerate(wanted):
             blocks = min((count + spare) // size, free[i])
             spare += count - blocks * size

@@ -13,6 +13,7 @@ from ps3_sdk.errors import BudgetError, InputError
 from ps3_sdk.export.reference.fields import Fields
 from ps3_sdk.export.reference.selection import select
 from ps3_sdk.blocks import plan_blocks
+from ps3_sdk.export.reference.selection import plan_looks
 from ps3_sdk.export.reference.vila.blocks import cells_of, complete_blocks, select_blocks
 from ps3_sdk.export.reference.vila.config import LlmConfig, LookOptions
 from ps3_sdk.export.reference.vila.llm import Decoder, rotate
@@ -122,6 +123,8 @@ def test_a_plan_in_blocks_hands_on_what_does_not_fill_one():
     assert plan_blocks([[85, 341, 2133]], [2916, 11664, 72900], 9) == [[81, 342, 2133]]
     assert plan_blocks([[20, 0], [20, 0]], [32, 64], 4) == [[20, 0], [12, 8]]       # 8 of the second look's 20 move on
     assert plan_blocks([[0, 1]], [36, 144], 4) == []
+    everything = plan_blocks(plan_looks([2916, 11664, 72900], [85, 341, 2133], num_looks="all"), [2916, 11664, 72900], 4)
+    assert [sum(scale) for scale in zip(*everything)] == [2916, 11664, 72900]
 
 
 def test_whole_blocks_waste_nothing(model, seen):
