@@ -14,12 +14,13 @@ from ps3_sdk.session import Session
 from ps3_sdk.stages import TEXTS_A_RUN
 from ps3_sdk.verify import REFERENCE, Report, compare, observe, sample
 
+from .build_apart import build_apart
 from .check_picture import read_picture, sample_picture
 from .engine_options import CALIBRATED, EngineOptions, calibration_files, named
 from .graph import Graph
 from .precision import typed
-from .quantise import Quantisation, quantised
-from .to_engine import Plan, Profile, build
+from .quantise import Quantisation, layers, quantised
+from .to_engine import Plan, Profile
 from .write_bundle import BundleWriter, SafetensorsLayout
 
 PROMPT = "the text on the sign"
@@ -35,9 +36,10 @@ def write_engine_bundle(bundle: Bundle, graphs: dict[str, Graph], output: Path, 
         progress("run the float32 networks on the frame")
         reference = sample(observe(session, picture, PROMPT), picture)
     quantisation = _quantisation(bundle, options, progress)
-    report, quantisation = _measure(bundle, graphs, folder, options, reference, quantisation, progress)
+    report, quantisation = _measure(bundle, graphs, folder, options, reference, picture, quantisation, progress)
     progress(f"error of the {options.precision} networks:\n{report.table()}")
-    manifest = _manifest(bundle.manifest, options, report, on_a_frame, picture, module)
+    kinds = options.precision if quantisation is None else f"{options.precision} in {quantisation.num_quantised(graphs['encode'])} of {len(layers(graphs['encode']))} linear layers of the blocks"
+    manifest = _manifest(bundle.manifest, options, report, on_a_frame, picture, module, kinds)
     with BundleWriter(output) as writer:
         _copy(writer, bundle, [name for name in bundle.members if not _belongs_to(name, bundle.manifest, graphs)])
         layout = SafetensorsLayout({name: (SAFETENSORS[array.dtype], array.shape) for name, array in reference.items()})
@@ -53,7 +55,7 @@ def write_engine_bundle(bundle: Bundle, graphs: dict[str, Graph], output: Path, 
                 manifest["networks"][name] = _engine(writer, name, _graph(graph, options, quantisation), bundle.manifest, folder, options, module, progress)
         writer.finish(manifest)
     size = output.stat().st_size
-    lines = [f"{output}: {size / 1e6:.1f} MB, {options.runtime} {options.precision}" + (f" for {', '.join(map(named, options.sms))}" if options.sms else "")]
+    lines = [f"{output}: {size / 1e6:.1f} MB, {options.runtime} {kinds}" + (f" for {', '.join(map(named, options.sms))}" if options.sms else "")]
     if options.runtime != "onnx":
         lines.append(f"measured in ONNX Runtime; on the GPU it is for: ps3 verify {output}")
     return lines
@@ -84,19 +86,21 @@ def _graph(graph: Graph, options: EngineOptions, quantisation: Quantisation | No
     return quantised(half, quantisation, twin) if graph.name == "encode" else half
 
 
-def _measure(bundle: Bundle, graphs: dict[str, Graph], folder: Path, options: EngineOptions, reference, quantisation: Quantisation | None,
-             progress: Progress) -> tuple[Report, Quantisation | None]:
+def _measure(bundle: Bundle, graphs: dict[str, Graph], folder: Path, options: EngineOptions, reference, picture: np.ndarray,
+             quantisation: Quantisation | None, progress: Progress) -> tuple[Report, Quantisation | None]:
     """The report of the typed networks in ONNX Runtime. Quantised layers go back to float16, the worst first, while a stage is off."""
     picks = {px: reference[f"picked_{px}"] for px in bundle.manifest["geometry"]["scales_px"][1:]}
     while True:
         _write_twin(bundle, graphs, folder / "twin.plan", options, quantisation)
         with Session(folder / "twin.plan", verify=False) as session:
             progress(f"run the {options.precision} networks on the frame")
-            report = compare(reference, observe(session, reference["frame"], PROMPT, picks))
+            report = compare(reference, observe(session, picture, PROMPT, picks))
         wrong = report.wrong(options.precision)
         if bundle.manifest["model"]["weights"] == "random":     # probabilities of random weights are nearly equal, so picks say nothing
             wrong = [each for each in wrong if not each.startswith("select")]
         if not wrong:
+            if quantisation is not None and not quantisation.num_quantised(graphs["encode"]):
+                raise ExportError(f"[build] {options.precision} would change no layer of this model: int4 needs rows that are a multiple of 64. Build with --precision fp16.")
             return report, quantisation
         coarser = quantisation.without_worst(graphs["encode"]) if quantisation is not None else None
         if coarser is None:
@@ -143,11 +147,13 @@ def _engine(writer: BundleWriter, name: str, graph: Graph, manifest: dict, folde
     path, profiles = _write_onnx(graph, folder), profiles_of(name, manifest, options)
     plan = Plan(name, {port.name: port.shape for port in graph.inputs}, profiles, options.sms if options.runtime == "tensorrt-rtx" else (), options.workspace_bytes,
                 options.timing_cache)
-    engine = build(module, path, plan, progress)
+    engine = build_apart(options.runtime, path, plan, folder, progress)
     path.unlink()
     path.with_suffix(".weights").unlink()
-    writer.add_bytes(f"{name}.engine", engine)
-    progress(f"built {name}: {len(engine) / 1e6:.1f} MB")
+    size = engine.stat().st_size
+    writer.add_stream(f"{name}.engine", size, [np.memmap(engine, np.uint8, "r")])
+    engine.unlink()
+    progress(f"built {name}: {size / 1e6:.1f} MB")
     on_device = [port.name for port in graph.outputs if f"past_{port.name}" in plan.inputs]
     return {"runtime": options.runtime, "file": f"{name}.engine", "weights": None, "precision": options.precision, **_ports(graph),
             "engine": {"builder": module.__version__, "platform": options.platform, "sms": list(options.sms), "workspace_bytes": options.workspace_bytes, "on_device": on_device,
@@ -192,12 +198,12 @@ def _write_onnx(graph: Graph, folder: Path) -> Path:
 
 # -- the manifest ---------------------------------------------------------------------------------------------------
 
-def _manifest(source: dict, options: EngineOptions, report: Report, on_a_frame: bool, picture: np.ndarray, module) -> dict:
+def _manifest(source: dict, options: EngineOptions, report: Report, on_a_frame: bool, picture: np.ndarray, module, kinds: str) -> dict:
     on = "the frame given" if on_a_frame else "the picture"
     ort, torch = importlib.metadata.version("onnxruntime"), next((entry["against"] for entry in source["parity"].values()), "")
     against = f"{torch}, by way of its float32 ONNX" if torch else "float32 ONNX"
     device = "" if options.runtime == "onnx" else "; not yet run on the device"
-    measured_on = f"the ONNX that was built, in ONNX Runtime {ort} on {platform.machine()}{device}"
+    measured_on = f"{kinds}: the ONNX that was built, in ONNX Runtime {ort} on {platform.machine()}{device}"
     parity = {stage: entry for stage, entry in source["parity"].items() if stage == "gather"}
     for stage, error in report.errors.items():      # of the typed against the float32 network, plus that one's against PyTorch
         before = source["parity"].get(stage, {"max_relative_error": 0.0})["max_relative_error"]

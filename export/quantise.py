@@ -37,14 +37,18 @@ class Quantisation:
     left_out: frozenset[str] = field(default_factory=frozenset)
 
     def without_worst(self, graph: Graph) -> "Quantisation | None":
-        """With a quarter of the layers less: those whose inputs have the largest outliers, for int4 the last. None when there are none left."""
+        """With a quarter of the layers less: those whose inputs have the largest outliers, for int4 the last. None when none would be left."""
         names = layers(graph)
         free = [name for name in names if name not in self.left_out]
-        if not free:
-            return None
         outlier = lambda name: self.ranges[name].largest / max(self.ranges[name].rms, 1e-30) if self.ranges else names.index(name)
         worst = sorted(free, key=outlier, reverse=True)[:max(1, int(STEP * len(names)))]
-        return replace(self, left_out=self.left_out | set(worst))
+        return replace(self, left_out=self.left_out | set(worst)) if len(worst) < len(free) else None
+
+    def num_quantised(self, graph: Graph) -> int:
+        return sum(self.takes(name, graph.weights[name].shape[0]) for name in layers(graph))
+
+    def takes(self, name: str, rows: int) -> bool:
+        return name not in self.left_out and not (self.precision == "int4" and rows % BLOCK)
 
 
 def layers(graph: Graph) -> list[str]:
@@ -60,7 +64,7 @@ def quantised(graph: Graph, wanted: Quantisation, twin: bool = False) -> Graph:
     nodes, graph.nodes, inputs = graph.nodes, [], {}
     for node in nodes:
         name = node.input[1].removesuffix(".half") if node.op_type == "MatMul" else ""
-        if ".blocks." not in name or name in wanted.left_out or wanted.precision == "int4" and graph.weights[node.input[1]].shape[0] % BLOCK:
+        if ".blocks." not in name or not wanted.takes(name, graph.weights[node.input[1]].shape[0]):
             graph.nodes.append(node)
             continue
         matrix = _weight(graph, graph.weights.pop(node.input[1]), name, wanted.precision, twin)

@@ -6,11 +6,13 @@ reference's patches, so that one other pick does not hide everything behind it.
 """
 from __future__ import annotations
 
+import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .datasheet import ON_A_FRAME
 from .errors import BundleError, RuntimeFailedError
@@ -97,8 +99,8 @@ def _float32(array: np.ndarray) -> np.ndarray:
 
 
 def sample(observed: dict[str, np.ndarray], picture: np.ndarray) -> dict[str, np.ndarray]:
-    """What a bundle keeps of `observed`: the frame, all picks, prob and embedding, SAMPLES values of the rest, the largest of each."""
-    kept = {"frame": np.ascontiguousarray(picture)}
+    """What a bundle keeps of `observed`: the frame (frame_of), all picks, prob and embedding, SAMPLES values of the rest, the largest of each."""
+    kept = {"frame": np.frombuffer(_png(picture), np.uint8)}
     for name, array in observed.items():
         if name.startswith("picked_"):
             kept[name] = array
@@ -108,6 +110,18 @@ def sample(observed: dict[str, np.ndarray], picture: np.ndarray) -> dict[str, np
         at = np.arange(flat.size) if flat.size <= SAMPLES else np.unique(rng.integers(0, flat.size, SAMPLES))
         kept |= {name: flat[at], f"{name}.at": at.astype(np.int32), f"{name}.largest": np.array([np.abs(flat).max(initial=0), flat.size], np.float32)}
     return kept
+
+
+def frame_of(kept: dict[str, np.ndarray]) -> np.ndarray:
+    """The frame that sample() kept: (h, w, 3) uint8 RGB. It is kept as PNG, which every machine reads alike."""
+    with Image.open(io.BytesIO(kept["frame"].tobytes())) as image:
+        return np.array(image.convert("RGB"))
+
+
+def _png(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
 
 
 def compare(kept: dict[str, np.ndarray], observed: dict[str, np.ndarray]) -> Report:
@@ -151,7 +165,7 @@ def verify(path: str | Path | None = None, *, threads: int = 0, stream: int | No
                               f"ps3 build {session.bundle.path} -o engine.plan --runtime onnx")
         kept = session.bundle.tensors(manifest["verify"]["file"])
         picks = {px: kept[f"picked_{px}"] for px in session.geometry["scales_px"][1:]}
-        report = compare(kept, observe(session, kept["frame"], manifest["verify"]["prompt"], picks))
+        report = compare(kept, observe(session, frame_of(kept), manifest["verify"]["prompt"], picks))
         wrong, precision = report.wrong(precision_of(manifest)), precision_of(manifest)
         if wrong:
             error = RuntimeFailedError(f"[verify] {'; '.join(wrong)}, on this machine, against {manifest['verify']['against']}. Do not trust its answers here: rebuild with "
