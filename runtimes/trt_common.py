@@ -1,0 +1,354 @@
+"""What TensorRT and TensorRT-RTX share: an engine checked against this machine, its buffers, and one run.
+
+All memory of the GPU is taken when a network is opened, from the largest sizes of its profiles; keys and values that stay on the GPU lie
+in a pool of blocks, one a look. A run copies its inputs over, enqueues, copies the asked-for outputs back and waits. The second run of equal
+sizes at equal addresses is captured as a CUDA graph, later ones launch it.
+"""
+from __future__ import annotations
+
+import platform
+import threading
+from collections import OrderedDict
+from typing import Mapping, Sequence
+
+import numpy as np
+
+from ps3_sdk.errors import BundleError, ClosedError, InputError, RuntimeFailedError, RuntimeMissingError
+
+from .cuda_driver import OUT_OF_MEMORY, CudaError, Driver
+from .device_memory import DeviceTensor, Pool, host_dtype, num_bytes, padded
+from .trt_vendor import log_of, release, vendor
+
+GRAPHS_KEPT = 8         # of sizes and addresses; a camera loop needs two or three
+TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
+OLDEST_CUDA = {"tensorrt": (12, 0), "tensorrt-rtx": (12, 0)}
+
+
+def load(runtime: str, where: str, bundle, name: str, stream: int | None = None) -> "EngineNetwork":
+    """See base.load; everything about this machine is checked before the engine is touched. stream: a CUDA stream's handle, default its own."""
+    entry = bundle.manifest["networks"][name]
+    engine = entry["engine"]
+    rebuild = f"Rebuild here: ps3 build CHECKPOINT_OR_ONNX_PLAN -o engine.plan --runtime {runtime} --precision {entry['precision']}"
+    here = f"{platform.system().lower()}-{platform.machine()}"
+    if engine["platform"] != here:
+        raise BundleError(f"[{where}] {name} of {bundle.path} was built for {engine['platform']}; this is {here}. {rebuild}")
+    module = vendor(runtime, where)
+    if release(module.__version__) != release(engine["builder"]):
+        wanted = ".".join(map(str, release(engine["builder"])))
+        raise BundleError(f"[{where}] {name} of {bundle.path} was built by {runtime} {engine['builder']}; here is {module.__version__}, and an engine runs with the release that "
+                          f"built it. pip install '{runtime}=={wanted}.*', or: {rebuild}")
+    driver = Driver()
+    try:
+        _check_gpu(runtime, where, driver, bundle, name, rebuild)
+        return EngineNetwork(where, module, driver, bundle, name, stream, rebuild)
+    except BaseException:
+        driver.close()
+        raise
+
+
+def _check_gpu(runtime: str, where: str, driver, bundle, name: str, rebuild: str) -> None:
+    engine = bundle.manifest["networks"][name]["engine"]
+    if driver.cuda_version < OLDEST_CUDA[runtime]:
+        raise RuntimeMissingError(f"[{where}] the NVIDIA driver serves CUDA up to {'.'.join(map(str, driver.cuda_version))}; {runtime} needs at least "
+                                  f"{'.'.join(map(str, OLDEST_CUDA[runtime]))}. Update the driver.")
+    if driver.sm not in engine["sms"]:
+        built = ", ".join(f"sm_{sm}" for sm in engine["sms"])
+        raise BundleError(f"[{where}] {name} of {bundle.path} was built for {built}; this GPU, {driver.name}, is sm_{driver.sm}. {rebuild}"
+                          + (f" --sm {' '.join(map(str, sorted({*engine['sms'], driver.sm})))}" if runtime == "tensorrt-rtx" else ""))
+
+
+class EngineNetwork:
+    """See base.Network. Outputs that the manifest says stay on the device come as DeviceTensor."""
+
+    def __init__(self, where: str, module, driver, bundle, name: str, stream: int | None, rebuild: str):
+        entry = bundle.manifest["networks"][name]
+        self.where, self.name, self.rebuild, self._module, self._driver = where, name, rebuild, module, driver
+        self._ports = {port["name"]: port for port in (*entry["inputs"], *entry["outputs"])}
+        self._inputs, self._outputs = ([port["name"] for port in entry[side]] for side in ("inputs", "outputs"))
+        self._profiles, self._stays = entry["engine"]["profiles"], entry["engine"]["on_device"]
+        self._lock, self._closed, self._lost = threading.RLock(), False, False
+        self._buffers: dict[str, int] = {}
+        self._own: list[int] = []
+        self._graphs: OrderedDict[tuple, int | None] = OrderedDict()
+        self._pool = self._singles = Pool(driver, 0)
+        self._stream, self._stream_is_own = stream, stream is None
+        driver.use()
+        log = log_of(module)
+        with log.collect():
+            self._runtime = module.Runtime(log.logger)
+            self._engine = self._runtime.deserialize_cuda_engine(bundle.member(entry["file"]))
+            if self._engine is None:
+                raise self._unreadable(bundle, log)
+        self._check_ports(bundle)
+        try:
+            self._stream = driver.new_stream() if stream is None else stream
+            self._reserve(log)
+        except CudaError as error:
+            self.close()
+            raise self._failed(error) from error
+
+    # -- opening --------------------------------------------------------------------------------------------------
+
+    def _unreadable(self, bundle, log) -> Exception:
+        why = log.why()
+        if log.mentions("driver version is insufficient", "cudaerror 35"):
+            return RuntimeMissingError(f"[{self.where}] the NVIDIA driver is too old for {self._module.__name__} {self._module.__version__} ({why}). Update the driver.")
+        if log.mentions("out of memory", "cudaerror 2"):
+            return RuntimeFailedError(f"[{self.where}] {self.name} does not fit into the GPU's memory, {self._driver.free_bytes() / 1e6:.0f} MB are free ({why}). "
+                                      f"Free some, or build with a smaller --max-tokens or a coarser --precision.")
+        return BundleError(f"[{self.where}] {self.name} of {bundle.path} is refused by {self._module.__name__} {self._module.__version__}: {why}. It is truncated, altered, or of "
+                           f"another machine: copy the file again, or: {self.rebuild}")
+
+    def _check_ports(self, bundle) -> None:
+        """The engine's tensors are the manifest's: names, types, direction."""
+        engine = self._engine
+        found = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        wrong = sorted(set(found) ^ set(self._ports))
+        for name in found if not wrong else ():
+            dtype = TYPES.get(str(engine.get_tensor_dtype(name)).rsplit(".", 1)[-1])
+            is_input = str(engine.get_tensor_mode(name)).rsplit(".", 1)[-1] == "INPUT"
+            if dtype != self._ports[name]["dtype"] or is_input != (name in self._inputs):
+                wrong.append(f"{name} ({dtype})")
+        if wrong or engine.num_optimization_profiles != len(self._profiles):
+            raise BundleError(f"[{self.where}] the engine {self.name} of {bundle.path} differs from its manifest in {', '.join(wrong[:4]) or 'its profiles'}. {self.rebuild}")
+
+    def _reserve(self, log) -> None:
+        """Contexts, one a profile, with one working memory for all, and buffers for the largest sizes."""
+        module, engine, driver = self._module, self._engine, self._driver
+        strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
+        scratch = max(self._scratch_bytes(i) for i in range(len(self._profiles)))
+        self._scratch = self._allocate(scratch)
+        self._shape_inputs = [name for name in self._inputs if engine.is_shape_inference_io(name)]
+        self._host_values = {name: np.zeros(self._ports[name]["shape"], host_dtype(self._ports[name]["dtype"])) for name in self._shape_inputs}
+        self._contexts, largest = [], {}
+        for index, profile in enumerate(self._profiles):
+            with log.collect():
+                context = engine.create_execution_context(strategy)
+                if context is None:
+                    raise RuntimeFailedError(f"[{self.where}] {self.name} cannot be made ready: {log.why()}. Free memory of the GPU, or build with a smaller --max-tokens.")
+            if hasattr(context, "set_device_memory"):
+                context.set_device_memory(self._scratch, scratch)
+            else:       # TensorRT 10.0
+                context.device_memory = self._scratch
+            if not context.set_optimization_profile_async(index, self._stream):
+                raise RuntimeFailedError(f"[{self.where}] {self.name} does not take profile {index}. {self.rebuild}")
+            self._contexts.append(context)
+            most = {name: self._shape(name, {size: each[2] for size, each in profile.items()}) for name in self._inputs}
+            shapes = self._set_shapes(context, most, {name: np.full(self._ports[name]["shape"], profile[name][2]) for name in self._shape_inputs})
+            for name, shape in {**most, **shapes}.items():
+                largest[name] = max(largest.get(name, 0), num_bytes(shape, self._ports[name]["dtype"]))
+        driver.synchronize(self._stream)
+        for name, size in largest.items():
+            resident = name.removeprefix("past_") in self._stays        # lies in blocks; a place is needed for what is empty
+            if name not in self._shape_inputs:
+                self._buffers[name] = self._allocate(256 if resident else size)
+        self._places, end = {}, 0
+        for name in self._stays:
+            self._places[name] = end
+            end += padded(largest[name])
+        self._pool, self._singles = Pool(driver, end), Pool(driver, max([largest[name] for name in self._stays], default=0))
+
+    def _scratch_bytes(self, profile: int) -> int:
+        for call in ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile"):
+            if hasattr(self._engine, call):
+                return getattr(self._engine, call)(profile)
+        return self._engine.device_memory_size
+
+    def _allocate(self, size: int) -> int:
+        address = self._driver.allocate(size)
+        self._own.append(address)
+        return address
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, "np.ndarray | DeviceTensor"]:
+        """See base.Network. Inputs may also be DeviceTensors, or packed arrays of the same GPU by __cuda_array_interface__."""
+        with self._lock:
+            self._check_open()
+            shapes = {name: tuple(inputs[name].shape) for name in self._inputs}
+            index = self._profile_of(shapes, inputs)
+            try:
+                self._driver.use()
+                return self._run(index, shapes, inputs, outputs)
+            except CudaError as error:
+                raise self._failed(error) from error
+
+    def _run(self, index: int, shapes, inputs, outputs):
+        context, stream, keep_alive = self._contexts[index], self._stream, []
+        values = {name: np.asarray(inputs[name]) for name in self._shape_inputs}
+        out_shapes = self._set_shapes(context, shapes, values)
+        addresses = {name: self._place_input(name, inputs[name], keep_alive) for name in self._inputs if name not in self._shape_inputs}
+        filled = [name for name in self._stays if num_bytes(out_shapes[name], self._ports[name]["dtype"])]
+        block = self._pool.take() if filled else None
+        for name in self._outputs:
+            addresses[name] = block.address + self._places[name] if name in filled else self._buffers[name]
+        for name, address in addresses.items():
+            context.set_tensor_address(name, address)
+        self._enqueue(context, (index, tuple(shapes.items()), tuple(value.tobytes() for value in values.values()), tuple(addresses.values())))
+        found = {}
+        for name in outputs:
+            if name in self._stays:
+                found[name] = DeviceTensor(self, block, addresses[name], out_shapes[name], self._ports[name]["dtype"])
+                continue
+            found[name] = np.empty(out_shapes[name], host_dtype(self._ports[name]["dtype"]))
+            if found[name].nbytes:
+                self._driver.to_host(found[name].ctypes.data, addresses[name], found[name].nbytes, stream)
+        self._driver.synchronize(stream)
+        return found
+
+    def _enqueue(self, context, key: tuple) -> None:
+        """Run, capture, or launch what was captured for the same sizes and addresses."""
+        driver, stream = self._driver, self._stream
+        if self._graphs.get(key):
+            self._graphs.move_to_end(key)
+            return driver.launch(self._graphs[key], stream)
+        capturable = getattr(context, "is_stream_capturable", lambda stream: True)
+        if key in self._graphs and self._graphs[key] is None and stream and capturable(stream):
+            driver.begin_capture(stream)
+            worked = context.execute_async_v3(stream)
+            ready = driver.end_capture(stream)
+            self._graphs[key] = ready       # 0: it could not be captured, and is not tried again
+            if worked and ready:
+                return driver.launch(ready, stream)
+        log = log_of(self._module)
+        with log.collect():
+            if not context.execute_async_v3(stream):
+                self._driver.synchronize(stream)        # raises when the GPU is lost
+                raise RuntimeFailedError(f"[{self.where}] {self.name} failed: {log.why()}. The session can be used further; if it happens again, {self.rebuild}")
+        if key not in self._graphs:
+            self._graphs[key] = None        # seen once: the vendor wants one plain run of new sizes before a capture
+            while len(self._graphs) > GRAPHS_KEPT:
+                old = self._graphs.popitem(last=False)[1]
+                if old:
+                    driver.destroy_graph(old)
+
+    def _set_shapes(self, context, shapes, values) -> dict[str, tuple[int, ...]]:
+        """Tell the context the inputs' shapes; returns those of the outputs."""
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, tuple(shape)):
+                raise InputError(f"[{self.where}] {self.name} does not take {name} {tuple(shape)}. {self.rebuild}")
+        for name, value in values.items():
+            self._host_values[name][...] = value        # read by the vendor from the host, so it must stay where it is
+            context.set_tensor_address(name, self._host_values[name].ctypes.data)
+        missing = context.infer_shapes()
+        found = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
+        if missing or any(size < 0 for shape in found.values() for size in shape):
+            raise RuntimeFailedError(f"[{self.where}] {self.name} cannot tell the sizes of its outputs ({', '.join(missing) or found}). {self.rebuild}")
+        return found
+
+    def _place_input(self, name: str, value, keep_alive: list) -> int:
+        port = self._ports[name]
+        if isinstance(value, DeviceTensor):
+            value.check()
+            if value.dtype != port["dtype"]:
+                raise InputError(f"[{self.where}] {self.name}: {name} is {value.dtype} on the GPU; {port['dtype']} is needed. Use keys and values of this bundle's own looks.")
+            return value.address
+        device = getattr(value, "__cuda_array_interface__", None)
+        if device is not None:
+            if device.get("strides") is not None or np.dtype(device["typestr"]) != host_dtype(port["dtype"]):
+                raise InputError(f"[{self.where}] {self.name}: {name} is {device['typestr']} on the GPU, packed {port['dtype']} is needed. Convert it there.")
+            return device["data"][0] if num_bytes(device["shape"], port["dtype"]) else self._buffers[name]
+        array = np.ascontiguousarray(value, host_dtype(port["dtype"]))
+        if array.nbytes:
+            keep_alive.append(array)
+            self._driver.to_device(self._buffers[name], array.ctypes.data, array.nbytes, self._stream)
+        return self._buffers[name]
+
+    def _profile_of(self, shapes, inputs) -> int:
+        """The profile that these sizes fit. Raises InputError that says what the engine was made for."""
+        sizes: dict[str, int] = {}
+        for name, shape in shapes.items():
+            wanted = self._ports[name]["shape"]
+            if len(shape) != len(wanted) or any(isinstance(size, int) and size != got for size, got in zip(wanted, shape)):
+                raise InputError(f"[{self.where}] {self.name}: {name} has shape {shape}; {tuple(wanted)} is needed.")
+            for size, got in zip(wanted, shape):
+                if isinstance(size, str) and sizes.setdefault(size, got) != got:
+                    raise InputError(f"[{self.where}] {self.name}: {name} has shape {shape}, in which {size} is {got}; another input has {sizes[size]}. Give inputs of one size.")
+        for name in self._shape_inputs:
+            sizes[name] = int(np.asarray(inputs[name]).reshape(-1)[0])
+        for index, profile in enumerate(self._profiles):
+            if all(profile[size][0] <= got <= profile[size][2] for size, got in sizes.items()):
+                return index
+        fits = lambda profile: "; ".join(f"{size} {least}..{most}" if least != most else f"{size} {most}" for size, (least, _, most) in profile.items())
+        options = [f"--max-{option} {sizes[size]}" for size, option in (("tokens", "tokens"), ("batch", "batch"))
+                   if size in sizes and all(sizes[size] > profile[size][2] for profile in self._profiles)]
+        raise InputError(f"[{self.where}] {self.name} was built for {' or '.join(map(fits, self._profiles))}; this run has {', '.join(f'{k} {v}' for k, v in sizes.items())}. Ask for "
+                         f"less, or: {' '.join([self.rebuild, *options])}")
+
+    # -- tensors on the device --------------------------------------------------------------------------------------
+
+    def new_tensor(self, parts: Sequence[DeviceTensor]) -> DeviceTensor:
+        """Tensors of this network, one after the other along the first dimension, in a block of its own."""
+        if sum(part.nbytes for part in parts) > self._singles.block_bytes:
+            raise InputError(f"[{self.where}] {sum(map(len, parts))} together; {self.name} was built for fewer in one run. Ask with a smaller batch, or: {self.rebuild} --max-batch "
+                             f"{sum(map(len, parts))}")
+        with self._lock:
+            self._check_open()
+            try:
+                self._driver.use()
+                block, at = self._singles.take(), 0
+                for part in parts:
+                    part.check()
+                    self._driver.on_device(block.address + at, part.address, part.nbytes, self._stream)
+                    at += part.nbytes
+                self._driver.synchronize(self._stream)
+            except CudaError as error:
+                raise self._failed(error) from error
+            return DeviceTensor(self, block, block.address, (sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+
+    def to_host(self, tensor: DeviceTensor) -> np.ndarray:
+        with self._lock:
+            self._check_open()
+            host = np.empty(tensor.shape, host_dtype(tensor.dtype))
+            try:
+                self._driver.use()
+                if host.nbytes:
+                    self._driver.to_host(host.ctypes.data, tensor.address, host.nbytes, self._stream)
+                self._driver.synchronize(self._stream)
+            except CudaError as error:
+                raise self._failed(error) from error
+            return host
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._lost:
+            raise ClosedError(f"[{self.where}] {self.name} is closed: the GPU was lost in an earlier run. Open a new session, in a new process.")
+        if self._closed:
+            raise ClosedError(f"[{self.where}] {self.name} is closed; open a new session: ps3_sdk.Session(...).")
+
+    def _failed(self, error: CudaError) -> RuntimeFailedError:
+        if error.code == OUT_OF_MEMORY:
+            return RuntimeFailedError(f"[{self.where}] {self.name}: the GPU's memory is full, {self._free_text()} are free. The session can be used further: let go of looks, close other "
+                                      "programs, or build with a smaller --max-tokens.")
+        self._lost = self._lost or error.lost
+        state = "This session is closed; open a new one, in a new process." if error.lost else "The session can be used further."
+        return RuntimeFailedError(f"[{self.where}] {self.name}: {'the GPU was lost' if error.lost else 'the GPU failed'} in {error.call} ({error.name}). {state}")
+
+    def _free_text(self) -> str:
+        try:
+            return f"{self._driver.free_bytes() / 1e6:.0f} MB"
+        except CudaError:
+            return "0 MB"
+
+    def close(self) -> None:
+        """Give back all memory of the GPU. A second call does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._driver.use()
+                for ready in self._graphs.values():
+                    if ready:
+                        self._driver.destroy_graph(ready)
+                self._contexts, self._engine, self._runtime = [], None, None      # before the memory that they point to
+                self._pool.close()
+                self._singles.close()
+                for address in self._own:
+                    self._driver.free(address)
+                if self._stream_is_own and self._stream:
+                    self._driver.destroy_stream(self._stream)
+            except CudaError:       # the GPU is gone, and its memory with it
+                pass
+            self._driver.close()
