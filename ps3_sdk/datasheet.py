@@ -57,7 +57,20 @@ def _networks(manifest) -> str:
     for name, entry in manifest["networks"].items():
         size = sum(manifest["members"][entry[key]]["bytes"] for key in ("file", "weights") if entry[key])
         rows.append((name, entry["runtime"], entry["precision"], size_text(size), _ports(entry["inputs"])))
-    return "\n".join(_table(rows))
+    lines = _table(rows)
+    for engine, names in _engines(manifest).items():
+        lines.append(f"  {', '.join(names)}: {engine}")
+    return "\n".join(lines)
+
+
+def _engines(manifest) -> dict[str, list[str]]:
+    """Networks by what their engines were built with and for."""
+    found: dict[str, list[str]] = {}
+    for name, entry in manifest["networks"].items():
+        if "engine" in entry:
+            engine = entry["engine"]
+            found.setdefault(f"{entry['runtime']} {engine['builder']} for {', '.join(f'sm_{sm}' for sm in engine['sms'])}, {engine['platform']}", []).append(name)
+    return found
 
 
 def _ports(ports) -> str:

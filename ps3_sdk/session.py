@@ -49,6 +49,7 @@ class Session(Stages):
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
             raise InputError(f"[session] threads is {threads!r}; it must be a whole number of at least 0 (0: all cores).")
         self.threads, self._stream = threads, stream
+        self._networks, self._tables = {}, {}
         self.bundle = Bundle.open(bundle if bundle is not None else DEFAULT_BUNDLE, verify=verify)
         try:
             manifest = self.bundle.manifest
@@ -60,11 +61,13 @@ class Session(Stages):
             self._tables = self.bundle.tensors(TABLES)
             self._large_tables = self.bundle.members[TABLES] > LARGE_BYTES
             elsewhere = {"decode"} if language_model is not None else set()
-            self._networks = {name: self._load(name, entry["runtime"]) for name, entry in manifest["networks"].items() if name not in elsewhere}
+            for name, entry in manifest["networks"].items():
+                if name not in elsewhere:
+                    self._networks[name] = self._load(name, entry["runtime"])
             self._tokenizer = PromptTokenizer(self.bundle) if manifest["text"] else None
             self.language = self._open_language(language_model)
         except BaseException:
-            self.bundle.close()
+            self._let_go()
             raise
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()
         self._lock = threading.Lock()
@@ -167,10 +170,7 @@ class Session(Stages):
         """Free networks and unmap the bundle. A second call does nothing."""
         if not self._closed:
             self._closed = True
-            for network in self._networks.values():
-                getattr(network, "close", lambda: None)()       # memory of a device is given back now, not when it is forgotten
-            self._networks, self._tables = {}, {}
-            self.bundle.close()
+            self._let_go()
 
     def __enter__(self) -> "Session":
         return self
@@ -188,6 +188,12 @@ class Session(Stages):
             raise BundleError(f"[session] {name} of {self.bundle.path} was built for the runtime {runtime!r}; this version runs {', '.join(RUNTIMES)}. Upgrade ps3_sdk.")
         on_device = {"stream": self._stream} if runtime in ENGINES else {}
         return importlib.import_module(RUNTIMES[runtime]).load(self.bundle, name, self.threads, keep=name not in PASSING, **on_device)
+
+    def _let_go(self) -> None:
+        for network in self._networks.values():
+            getattr(network, "close", lambda: None)()       # memory of a device is given back now, not when it is forgotten
+        self._networks, self._tables = {}, {}
+        self.bundle.close()
 
     def _open_language(self, model):
         if not self.bundle.manifest.get("language"):

@@ -40,10 +40,10 @@ def load(runtime: str, where: str, bundle, name: str, stream: int | None = None)
     driver = Driver()
     try:
         _check_gpu(runtime, where, driver, bundle, name, rebuild)
-        return EngineNetwork(where, module, driver, bundle, name, stream, rebuild)
     except BaseException:
         driver.close()
         raise
+    return EngineNetwork(where, module, driver, bundle, name, stream, rebuild)
 
 
 def _check_gpu(runtime: str, where: str, driver, bundle, name: str, rebuild: str) -> None:
@@ -72,20 +72,23 @@ class EngineNetwork:
         self._graphs: OrderedDict[tuple, int | None] = OrderedDict()
         self._pool = self._singles = Pool(driver, 0)
         self._stream, self._stream_is_own = stream, stream is None
-        driver.use()
-        log = log_of(module)
-        with log.collect():
-            self._runtime = module.Runtime(log.logger)
-            self._engine = self._runtime.deserialize_cuda_engine(bundle.member(entry["file"]))
-            if self._engine is None:
-                raise self._unreadable(bundle, log)
-        self._check_ports(bundle)
+        self._contexts, self._engine, self._runtime = [], None, None
         try:
+            driver.use()
+            log = log_of(module)
+            with log.collect():
+                self._runtime = module.Runtime(log.logger)
+                self._engine = self._runtime.deserialize_cuda_engine(bundle.member(entry["file"]))
+                if self._engine is None:
+                    raise self._unreadable(bundle, log)
+            self._check_ports(bundle)
             self._stream = driver.new_stream() if stream is None else stream
             self._reserve(log)
-        except CudaError as error:
+        except BaseException as error:
             self.close()
-            raise self._failed(error) from error
+            if isinstance(error, CudaError):
+                raise self._failed(error) from error
+            raise
 
     # -- opening --------------------------------------------------------------------------------------------------
 
@@ -120,7 +123,7 @@ class EngineNetwork:
         self._scratch = self._allocate(scratch)
         self._shape_inputs = [name for name in self._inputs if engine.is_shape_inference_io(name)]
         self._host_values = {name: np.zeros(self._ports[name]["shape"], host_dtype(self._ports[name]["dtype"])) for name in self._shape_inputs}
-        self._contexts, largest = [], {}
+        largest: dict[str, int] = {}
         for index, profile in enumerate(self._profiles):
             with log.collect():
                 context = engine.create_execution_context(strategy)
@@ -133,7 +136,7 @@ class EngineNetwork:
             if not context.set_optimization_profile_async(index, self._stream):
                 raise RuntimeFailedError(f"[{self.where}] {self.name} does not take profile {index}. {self.rebuild}")
             self._contexts.append(context)
-            most = {name: self._shape(name, {size: each[2] for size, each in profile.items()}) for name in self._inputs}
+            most = {name: tuple(profile[size][2] if isinstance(size, str) else size for size in self._ports[name]["shape"]) for name in self._inputs}
             shapes = self._set_shapes(context, most, {name: np.full(self._ports[name]["shape"], profile[name][2]) for name in self._shape_inputs})
             for name, shape in {**most, **shapes}.items():
                 largest[name] = max(largest.get(name, 0), num_bytes(shape, self._ports[name]["dtype"]))

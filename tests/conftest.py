@@ -29,3 +29,23 @@ def session():
     import ps3_sdk
     with ps3_sdk.Session() as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def standin():
+    """The stand-in of TensorRT and of a GPU in place of the real ones, in this process and its children; gives the module `gpu`."""
+    import os
+    import sys
+    from ps3_sdk.runtimes import cuda_driver, trt_common
+    folder, names = str(ROOT / "tests" / "standin"), ("tensorrt", "gpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")])))
+        for name in names:
+            patch.delitem(sys.modules, name, raising=False)
+        import gpu
+        patch.setattr(cuda_driver, "Driver", gpu.Driver)
+        patch.setattr(trt_common, "Driver", gpu.Driver)
+        yield gpu
+    for name in names:
+        sys.modules.pop(name, None)

@@ -1,0 +1,262 @@
+"""The adapter of TensorRT engines, driven with a stand-in of the vendor's module and of the GPU (tests/standin).
+
+The stand-in does nothing until a stream is waited for, keeps count of every byte, and runs the engine's ONNX in ONNX Runtime: so what is
+checked are calls, shapes, order, lifetimes and numbers. That a real engine runs on a real GPU is for `ps3 verify` to say there.
+"""
+import ctypes
+import gc
+import json
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
+
+import ps3_sdk
+from ps3_sdk.errors import BundleError, ClosedError, InputError, RuntimeFailedError, RuntimeMissingError
+from ps3_sdk.export.build_engine import build_engine
+from ps3_sdk.export.engine_options import EngineOptions
+from ps3_sdk.verify import verify
+
+TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def plans(standin, tmp_path_factory):
+    """{runtime: engine.plan}: fp16 engines of the stand-in, and the same networks for ONNX Runtime."""
+    folder = tmp_path_factory.mktemp("plans")
+    options = {"tensorrt": EngineOptions("tensorrt", max_tokens=2559, max_batch=2), "onnx": EngineOptions("onnx", precision="fp16")}
+    for runtime, each in options.items():
+        build_engine("default", folder / f"{runtime}.plan", each)
+    return {runtime: folder / f"{runtime}.plan" for runtime in options}
+
+
+@pytest.fixture
+def gpu(standin):
+    """The stand-in's GPU, as new."""
+    state = standin.GPU
+    state.__init__()
+    yield state
+    gc.collect()
+    state.fail.clear()
+
+
+@pytest.fixture
+def session(plans, gpu):
+    with ps3_sdk.Session(plans["tensorrt"], verify=False) as opened:
+        yield opened
+    gc.collect()
+    assert not gpu.memory and not gpu.queues and not gpu.graphs and not gpu.contexts, "closing gives everything back"
+
+
+def test_an_ask_is_the_one_of_the_same_networks_elsewhere(session, plans, photo):
+    with ps3_sdk.Session(plans["onnx"], verify=False) as other:
+        ours, theirs = session.ask(photo, "the name plate", tokens=TOKENS, choices=["a", "b"]), other.ask(photo, "the name plate", tokens=TOKENS, choices=["a", "b"])
+        assert {px: ids.tolist() for px, ids in ours.picked.items()} == {px: ids.tolist() for px, ids in theirs.picked.items()}
+        assert [choice.similarity for choice in ours.choices] == pytest.approx([choice.similarity for choice in theirs.choices], abs=1e-6)
+        np.testing.assert_array_equal(ours.prob, theirs.prob)
+
+
+def test_batches_are_cut_and_joined_on_the_device(session, photo):
+    one = session.look(photo).encode("a boat", tokens=TOKENS)
+    looks = session.look_many([photo, photo[:, ::-1].copy()], batch=2)
+    both = looks[0].ask_many(["a boat", "the sea"], batch=2, tokens=TOKENS)
+    assert len(looks[1].encode("a boat", tokens=TOKENS).tokens) == len(one.tokens)
+    assert {px: ids.tolist() for px, ids in both[0].picked.items()} == {px: ids.tolist() for px, ids in one.picked.items()}
+    np.testing.assert_allclose(looks[0].encode("a boat", tokens=TOKENS).tokens, one.tokens, atol=2e-2)
+
+
+def test_keys_and_values_stay_on_the_device(session, gpu, photo):
+    look = session.look(photo)
+    assert all(type(kv).__name__ == "DeviceTensor" for kv in look.kv.values())
+    gpu.calls.clear()
+    session.encode_high(*session.gather(look.frame, {756: np.arange(8, dtype=np.int32)}), look.kv)
+    assert gpu.calls.count("cuMemcpyHtoDAsync_v2") == 2, "patches and position alone"
+    assert gpu.calls.count("cuMemcpyDtoHAsync_v2") == 1, "tokens alone"
+    assert np.asarray(look.kv["past_key_0"]).shape == (1, 3, 729, 16)
+
+
+def test_no_memory_is_taken_by_an_ask(session, gpu, photo):
+    for _ in range(2):
+        session.ask(photo, "a boat", tokens=TOKENS)
+        gc.collect()
+    before, gpu.calls[:] = len(gpu.memory), []
+    for tokens in (TOKENS, 17, TOKENS):
+        session.ask(photo, "a boat", tokens=tokens)
+        gc.collect()
+    assert "cuMemAlloc_v2" not in gpu.calls and len(gpu.memory) == before
+
+
+def test_the_third_run_of_a_size_launches_a_captured_graph(session, gpu, photo):
+    answers = []
+    for _ in range(4):
+        gpu.calls.clear()
+        answers.append(session.encode(photo, "a boat", tokens=TOKENS))
+        gc.collect()
+    assert gpu.calls.count("cuGraphLaunch") >= 3 and "execute_async_v3" not in gpu.calls
+    for answer in answers[1:]:
+        np.testing.assert_array_equal(answer.tokens, answers[0].tokens)
+
+
+def test_what_cannot_be_captured_still_runs(session, gpu, photo):
+    gpu.fail["capture"] = True
+    first, *rest = (session.encode(photo, "a boat", tokens=TOKENS).tokens for _ in range(3))
+    assert not gpu.graphs
+    for tokens in rest:
+        np.testing.assert_array_equal(tokens, first)
+
+
+def test_the_callers_stream_is_used_and_left_alone(plans, gpu, photo):
+    gpu.queues[77] = []
+    with ps3_sdk.Session(plans["tensorrt"], verify=False, stream=77) as session:
+        session.ask(photo, "a boat", tokens=8)
+        assert list(gpu.queues) == [77]
+    assert list(gpu.queues) == [77]
+
+
+def test_a_stream_for_an_onnx_bundle_is_refused(plans):
+    with pytest.raises(InputError, match="no engine that runs on one"):
+        ps3_sdk.Session(plans["onnx"], stream=1)
+
+
+def test_verify_measures_on_this_machine_and_names_the_stage(plans, gpu, monkeypatch, standin):
+    report = verify(plans["tensorrt"])
+    assert max(report.errors.values()) < 5e-3 and report.overlap >= 0.99 and report.cosine > 0.9999
+    original = standin.Driver.to_host
+
+    def wrong(self, host, address, num_bytes, stream):      # a device that computes wrongly
+        original(self, host, address, num_bytes, stream)
+        if num_bytes > 100_000:
+            self.gpu.enqueue(stream, lambda: ctypes.memset(host, 0, num_bytes // 2))
+    monkeypatch.setattr(standin.Driver, "to_host", wrong)
+    with pytest.raises(RuntimeFailedError, match=r"encode_low is off by .*rebuild") as caught:
+        verify(plans["tensorrt"])
+    assert caught.value.report.errors["encode_low"] > 0.1
+
+
+# -- bad input: a clear refusal with the fix ------------------------------------------------------------------------------
+
+def opened(plans):
+    return ps3_sdk.Session(plans["tensorrt"], verify=False)
+
+
+def test_another_gpu(plans, gpu):
+    gpu.sm = 110
+    with pytest.raises(BundleError, match=r"built for sm_87; this GPU, Stand-in, is sm_110. Rebuild here: ps3 build"):
+        opened(plans)
+    assert not gpu.memory and not gpu.contexts
+
+
+def test_another_release(plans, gpu, monkeypatch):
+    import tensorrt
+    monkeypatch.setattr(tensorrt, "__version__", "10.13.2.6")
+    with pytest.raises(BundleError, match=r"built by tensorrt 10.3.0; here is 10.13.2.6.*pip install 'tensorrt==10.3.0.\*', or: Rebuild"):
+        opened(plans)
+
+
+def test_too_old_a_release(plans, gpu, monkeypatch):
+    import tensorrt
+    monkeypatch.setattr(tensorrt, "__version__", "8.6.1")
+    with pytest.raises(RuntimeMissingError, match="is 8.6.1; at least 10"):
+        opened(plans)
+
+
+def test_a_driver_that_is_too_old(plans, gpu):
+    gpu.cuda_version = (11, 4)
+    with pytest.raises(RuntimeMissingError, match="serves CUDA up to 11.4.*Update the driver"):
+        opened(plans)
+    gpu.cuda_version, gpu.fail["deserialize"] = (12, 0), "CUDA driver version is insufficient for CUDA runtime version"
+    with pytest.raises(RuntimeMissingError, match="driver is too old"):
+        opened(plans)
+
+
+def test_an_engine_of_another_platform(plans, gpu, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    with pytest.raises(BundleError, match="built for linux-.*; this is linux-riscv64"):
+        opened(plans)
+
+
+def test_a_truncated_or_altered_engine(plans, gpu, tmp_path):
+    data = bytearray(plans["tensorrt"].read_bytes())
+    (tmp_path / "short.plan").write_bytes(data[:-5000])
+    with pytest.raises(BundleError):
+        ps3_sdk.Session(tmp_path / "short.plan")
+    at = data.index(b"standin!")
+    data[at:at + 8] = b"damaged!"
+    (tmp_path / "damaged.plan").write_bytes(data)
+    with pytest.raises(BundleError, match="sha256"):
+        ps3_sdk.Session(tmp_path / "damaged.plan")
+    with pytest.raises(BundleError, match="magic tag.*truncated, altered"):
+        ps3_sdk.Session(tmp_path / "damaged.plan", verify=False)
+
+
+def test_more_tokens_than_the_profile(session, photo):
+    with pytest.raises(InputError, match=r"tokens 1\.\.2559.*ps3 build .*--max-tokens 2600"):
+        session.encode_high(np.zeros((2600, 588), np.float32), np.zeros((2600, 48), np.float32), session.look(photo).kv)
+    with pytest.raises(InputError, match=r"batch 1\.\.2.*--max-batch 3"):
+        session.look_many([photo] * 3, batch=3)
+    assert session.ask(photo, "a boat", tokens=8).picked
+
+
+def test_wrong_shapes_and_types_are_named(session, photo):
+    kv = session.look(photo).kv
+    with pytest.raises(InputError, match=r"patches has shape \(1, 4, 587\); .*588.* is needed"):
+        session.encode_high(np.zeros((4, 587), np.float32), np.zeros((4, 48), np.float32), kv)
+    with pytest.raises(InputError, match="tokens is 5; another input has 4"):
+        session.encode_high(np.zeros((4, 588), np.float32), np.zeros((5, 48), np.float32), kv)
+
+
+def test_memory_that_runs_out_when_opening(plans, gpu):
+    gpu.memory_bytes = 1 << 20
+    with pytest.raises(RuntimeFailedError, match="memory is full, .*MB are free.*--max-tokens"):
+        opened(plans)
+    gc.collect()
+    assert not gpu.memory and not gpu.contexts
+
+
+def test_memory_that_runs_out_in_an_ask_leaves_the_session_usable(session, gpu, photo):
+    look = session.look(photo)
+    gpu.memory_bytes = sum(map(len, gpu.memory.values()))
+    with pytest.raises(RuntimeFailedError, match="can be used further: let go of looks"):
+        session.look(photo)
+    assert look.ask("a boat", tokens=8).picked
+    del look
+    gc.collect()
+    assert session.look(photo).ask("a boat", tokens=8).picked
+
+
+def test_an_engine_that_refuses_a_run_leaves_the_session_usable(session, gpu, photo):
+    gpu.fail["execute"] = True
+    with pytest.raises(RuntimeFailedError, match="session can be used further"):
+        session.look(photo)
+    gpu.fail.clear()
+    assert session.ask(photo, "a boat", tokens=8).picked
+
+
+def test_a_gpu_lost_in_an_ask_closes_the_session(session, gpu, photo):
+    look = session.look(photo)
+    gpu.fail["cuStreamSynchronize"] = 719, "CUDA_ERROR_LAUNCH_FAILED"
+    with pytest.raises(RuntimeFailedError, match="GPU was lost in cuStreamSynchronize .CUDA_ERROR_LAUNCH_FAILED.*This session is closed"):
+        look.ask("a boat", tokens=8)
+    gpu.fail.clear()
+    with pytest.raises(ClosedError, match="lost in an earlier run"):
+        look.ask("a boat", tokens=8)
+
+
+def test_a_look_that_outlives_its_session(plans, gpu, photo):
+    with opened(plans) as session:
+        look = session.look(photo)
+    with pytest.raises(ClosedError):
+        look.ask("a boat")
+    with pytest.raises(ClosedError, match="outlived"):
+        np.asarray(look.kv["past_key_0"])
+
+
+def test_info_tells_what_the_engines_are_for(plans):
+    from ps3_sdk.bundle import Bundle, describe
+    with Bundle.open(plans["tensorrt"]) as bundle:
+        text = describe(bundle)
+        record = bundle.manifest["networks"]["encode"]["engine"]
+    assert "tensorrt 10.3.0 for sm_87" in text and "not yet run on the device" in text
+    assert record["profiles"][0]["tokens"] == [729] * 3 and record["profiles"][1]["past"] == [729] * 3 and "key_0" in record["on_device"]
+    assert json.dumps(record)
