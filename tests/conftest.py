@@ -31,7 +31,7 @@ def session():
         yield opened
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def standin():
     """The stand-in of TensorRT and of a GPU in place of the real ones, in this process and its children; gives the module `gpu`."""
     import os

@@ -13,9 +13,10 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
 
 import ps3_sdk
-from ps3_sdk.errors import BundleError, ClosedError, InputError, RuntimeFailedError, RuntimeMissingError
+from ps3_sdk.bundle import Bundle, describe
+from ps3_sdk.errors import BundleError, ClosedError, ExportError, InputError, RuntimeFailedError, RuntimeMissingError
 from ps3_sdk.export.build_engine import build_engine
-from ps3_sdk.export.engine_options import EngineOptions
+from ps3_sdk.export.engine_options import EngineOptions, check_options
 from ps3_sdk.verify import verify
 
 TOKENS = 64
@@ -67,13 +68,13 @@ def test_batches_are_cut_and_joined_on_the_device(session, photo):
 
 
 def test_keys_and_values_stay_on_the_device(session, gpu, photo):
-    look = session.look(photo)
+    look, g = session.look(photo), session.geometry
     assert all(type(kv).__name__ == "DeviceTensor" for kv in look.kv.values())
     gpu.calls.clear()
     session.encode_high(*session.gather(look.frame, {756: np.arange(8, dtype=np.int32)}), look.kv)
     assert gpu.calls.count("cuMemcpyHtoDAsync_v2") == 2, "patches and position alone"
     assert gpu.calls.count("cuMemcpyDtoHAsync_v2") == 1, "tokens alone"
-    assert np.asarray(look.kv["past_key_0"]).shape == (1, 3, 729, 16)
+    assert np.asarray(look.kv["past_key_0"]).shape == look.kv["past_key_0"].shape == (1, g["heads"], 729, g["width"] // g["heads"])
 
 
 def test_no_memory_is_taken_by_an_ask(session, gpu, photo):
@@ -134,6 +135,27 @@ def test_verify_measures_on_this_machine_and_names_the_stage(plans, gpu, monkeyp
     assert caught.value.report.errors["encode_low"] > 0.1
 
 
+def test_the_same_path_drives_plain_tensorrt(gpu, tmp_path):
+    """Options, progress, timing cache, refusals of the builder."""
+    cache, lines = tmp_path / "kernels.cache", []
+    build_engine("default", tmp_path / "a.plan", EngineOptions("tensorrt", timing_cache=cache, workspace_gb=1.0), progress=lines.append)
+    assert cache.read_bytes() == b"timed" * 4 and "build encode: 100 %" in lines
+    with Bundle.open(tmp_path / "a.plan") as made:
+        entry = made.manifest["networks"]["encode"]
+        assert entry["runtime"] == "tensorrt" and entry["engine"]["sms"] == [87] and entry["engine"]["workspace_bytes"] == 1 << 30 and entry["weights"] is None
+        assert made.manifest["tools"]["tensorrt"] == "10.3.0" and not any(name.endswith(".onnx") for name in made.members)
+    with pytest.raises(ExportError, match="tensorrt 10.3.0 did not build encode: Could not find any implementation.*larger --workspace than"):
+        build_engine("default", tmp_path / "b.plan", EngineOptions("tensorrt", workspace_gb=0.0001))
+    cache.write_bytes(b"of another")
+    with pytest.raises(ExportError, match="timing cache .* is of another GPU"):
+        build_engine("default", tmp_path / "b.plan", EngineOptions("tensorrt", timing_cache=cache))
+    with pytest.raises(ExportError, match="sm 86 was asked for; TensorRT builds for the GPU it runs on, here sm_87"):
+        build_engine("default", tmp_path / "b.plan", EngineOptions("tensorrt", sms=(86,)))
+    with pytest.raises(InputError, match="only TensorRT times its kernels"):
+        check_options(EngineOptions("tensorrt-rtx", timing_cache=cache))
+    assert not (tmp_path / "b.plan").exists()
+
+
 # -- bad input: a clear refusal with the fix ------------------------------------------------------------------------------
 
 def opened(plans):
@@ -190,9 +212,13 @@ def test_a_truncated_or_altered_engine(plans, gpu, tmp_path):
         ps3_sdk.Session(tmp_path / "damaged.plan", verify=False)
 
 
+def rows(session, patches, positions):
+    return np.zeros((patches, 3 * session.patch_px ** 2), np.float32), np.zeros((positions, session.geometry["width"]), np.float32)
+
+
 def test_more_tokens_than_the_profile(session, photo):
     with pytest.raises(InputError, match=r"tokens 1\.\.2559.*ps3 build .*--max-tokens 2600"):
-        session.encode_high(np.zeros((2600, 588), np.float32), np.zeros((2600, 48), np.float32), session.look(photo).kv)
+        session.encode_high(*rows(session, 2600, 2600), session.look(photo).kv)
     with pytest.raises(InputError, match=r"batch 1\.\.2.*--max-batch 3"):
         session.look_many([photo] * 3, batch=3)
     assert session.ask(photo, "a boat", tokens=8).picked
@@ -201,9 +227,9 @@ def test_more_tokens_than_the_profile(session, photo):
 def test_wrong_shapes_and_types_are_named(session, photo):
     kv = session.look(photo).kv
     with pytest.raises(InputError, match=r"patches has shape \(1, 4, 587\); .*588.* is needed"):
-        session.encode_high(np.zeros((4, 587), np.float32), np.zeros((4, 48), np.float32), kv)
+        session.encode_high(rows(session, 4, 4)[0][:, 1:], rows(session, 4, 4)[1], kv)
     with pytest.raises(InputError, match="tokens is 5; another input has 4"):
-        session.encode_high(np.zeros((4, 588), np.float32), np.zeros((5, 48), np.float32), kv)
+        session.encode_high(*rows(session, 4, 5), kv)
 
 
 def test_memory_that_runs_out_when_opening(plans, gpu):
@@ -253,7 +279,6 @@ def test_a_look_that_outlives_its_session(plans, gpu, photo):
 
 
 def test_info_tells_what_the_engines_are_for(plans):
-    from ps3_sdk.bundle import Bundle, describe
     with Bundle.open(plans["tensorrt"]) as bundle:
         text = describe(bundle)
         record = bundle.manifest["networks"]["encode"]["engine"]

@@ -1,0 +1,328 @@
+"""ps3 build: what it refuses before any work, what it writes, and real TensorRT-RTX engines where that builder is installed."""
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
+import onnxruntime
+
+import ps3_sdk
+from conftest import PHOTO, ROOT
+from ps3_sdk import cli
+from ps3_sdk.bundle import Bundle
+from ps3_sdk.errors import BundleError, ExportError, InputError, RuntimeMissingError
+from ps3_sdk.export import quantise
+from ps3_sdk.export.build_engine import build_engine
+from ps3_sdk.export.engine_bundle import profiles_of
+from ps3_sdk.export.engine_options import EngineOptions, check_options, rtx_sms
+from ps3_sdk.export.precision import round_bfloat16, to_bfloat16_bits, to_float16, typed
+from ps3_sdk.export.standard_onnx import read_network
+from ps3_sdk.session import DEFAULT_BUNDLE
+
+try:
+    import tensorrt_rtx
+    HAS_RTX = hasattr(tensorrt_rtx, "Builder")
+except ImportError:
+    HAS_RTX = False
+needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="needs TensorRT-RTX: pip install 'ps3_sdk[trt-rtx]'")
+LINUX = ("Linux", "x86_64")
+
+
+def options(runtime="tensorrt-rtx", **changes):
+    return EngineOptions(runtime, **{"system": LINUX, **changes})
+
+
+@pytest.fixture
+def frames(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    (folder / "boats.jpg").symlink_to(PHOTO)
+    return folder
+
+
+# -- the graphs -------------------------------------------------------------------------------------------------------
+
+def in_memory(graph):
+    model = onnx.ModelProto.FromString(graph.to_onnx("unused", dict.fromkeys(graph.weights, 0)))
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=np.ascontiguousarray(graph.weights[tensor.name].load()).tobytes()))
+    onnx.checker.check_model(model)
+    return model
+
+
+def inputs_of(graph, sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    made = {}
+    for port in graph.inputs:
+        shape = [sizes.get(size, size) for size in port.shape]
+        made[port.name] = np.array([sizes["kept"]]) if port.name == "keep" else rng.integers(0, 200, shape) if port.dtype == "int64" else rng.standard_normal(shape, np.float32)
+    return made
+
+
+SIZES = [dict(batch=1, tokens=50, past=0, kept=50), dict(batch=2, tokens=33, past=729, kept=0)]
+BOUND = {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    with Bundle.open(DEFAULT_BUNDLE) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("name", ["encode", "score_features", "pool", "encode_prompt"])
+@pytest.mark.parametrize("precision", BOUND)
+def test_typed_networks_say_the_same(bundle, name, precision):
+    model = onnx.ModelProto.FromString(bytes(bundle.member(f"{name}.onnx")))
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(bundle.tensors(f"{name}.safetensors")[tensor.name].copy(), tensor.name))
+    original = onnxruntime.InferenceSession(model.SerializeToString())
+    graph = typed(read_network(bundle, name), precision, twin=True)
+    made = onnxruntime.InferenceSession(in_memory(graph).SerializeToString())
+    names = [port.name for port in graph.outputs]
+    for sizes in SIZES:
+        given = inputs_of(read_network(bundle, name), sizes)
+        typed_in = {port.name: given[port.name].astype(port.dtype) for port in graph.inputs}
+        for port, got, want in zip(graph.outputs, made.run(names, typed_in), original.run(names, given)):
+            assert got.dtype == port.dtype and got.shape == want.shape
+            assert np.abs(got.astype(np.float64) - want).max(initial=0) <= BOUND[precision] * max(np.abs(want).max(initial=0), 1e-30), port.name
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_normalisation_and_residuals_stay_float32(bundle, precision):
+    graph = typed(read_network(bundle, "encode"), precision)
+    model = onnx.shape_inference.infer_shapes(in_memory(graph), strict_mode=False)
+    types_ = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
+    types_ |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    narrow = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
+    seen = {}
+    for node in model.graph.node:
+        seen.setdefault(node.op_type, set()).update(types_[value] for value in node.input if value in types_)
+        assert not node.domain, "an engine builder knows standard operators only"
+    assert seen["LayerNormalization"] == {onnx.TensorProto.FLOAT} and seen["MatMul"] == seen["Softmax"] == {narrow}
+    residuals = [node for node in model.graph.node if node.op_type == "Add" and all(value not in graph.weights for value in node.input)]
+    assert len(residuals) == 1 + 2 * bundle.manifest["geometry"]["depth"]
+    assert all(types_[value] == onnx.TensorProto.FLOAT for node in residuals for value in node.output if value in types_)
+    ports = {port.name: port.dtype for port in (*graph.inputs, *graph.outputs)}
+    assert ports["patches"] == ports["tokens"] == "float32" and ports["past_key_0"] == ports["value_2"] == ("float16" if precision == "fp16" else "bfloat16")
+
+
+def test_attention_is_whole_and_nothing_superfluous_is_left(bundle):
+    kinds = [node.op_type for node in read_network(bundle, "encode").nodes]
+    depth = bundle.manifest["geometry"]["depth"]
+    assert kinds.count("Softmax") == depth and not {"MultiHeadAttention", "Split"} & set(kinds)
+    assert kinds.count("Slice") == 3 * depth, "keys, values and features, nothing cut to be joined again"
+
+
+def test_roundings_are_the_nearest():
+    values = np.array([1.0, 1.00390625, 1.01171875, -3.3e38, 0.0, 1e-40], np.float32)
+    torch = pytest.importorskip("torch")
+    np.testing.assert_array_equal(round_bfloat16(values), torch.from_numpy(values).to(torch.bfloat16).float().numpy())
+    assert to_bfloat16_bits(np.float32([1.0]))[0] == 0x3F80
+    with pytest.raises(ExportError, match="values up to 7e.04; float16 ends at 65504. Build with --precision bf16"):
+        to_float16(np.float32([7e4]), "w")
+
+
+@pytest.mark.parametrize("precision, bound", [("int8", 0.01), ("fp8", 0.05), ("int4", 0.12)])
+def test_quantised_weights_in_the_engine_are_those_that_were_measured(bundle, precision, bound):
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((128, 24)).astype(np.float16)
+    scales, values = quantise._rounding(lambda: matrix, precision)
+    fine = quantise._dequantised(values(), scales(), precision)
+    assert np.abs(fine - matrix).max() / np.abs(matrix).max() < bound
+    packed = quantise._packed(values(), precision)
+    if precision == "int4":
+        low, high = (packed & 0xF).astype(np.int8), (packed >> 4).astype(np.int8)
+        both = np.stack([low, high], 1).reshape(128, 24)
+        np.testing.assert_array_equal(np.where(both > 7, both - 16, both), values())
+    elif precision == "int8":
+        np.testing.assert_array_equal(packed, values())
+    else:
+        import ml_dtypes
+        np.testing.assert_array_equal(packed.view(ml_dtypes.float8_e4m3fn).astype(np.float32), values())
+
+
+# -- what is refused, before any work -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("wanted, says", [
+    (dict(runtime="tensorrt-rtx", sms=(75,), precision="bf16"), r"bf16 for sm_75 \(RTX 20\).*--precision fp16"),
+    (dict(sms=(86,), precision="fp8"), r"fp8 for sm_86 \(RTX 30\).*sm_89 and newer.*--precision fp16"),
+    (dict(sms=(87,)), "Jetson Orin.*none of the GPUs.*--runtime tensorrt"),
+    (dict(sms=(90,)), "H100.*none of the GPUs"), (dict(sms=(110,)), "Jetson Thor.*none of the GPUs"),
+    (dict(runtime="tensorrt", sms=(53,), precision="int8"), "int8 for sm_53.*has no int8 arithmetic.*--precision fp16"),
+    (dict(runtime="tensorrt", sms=(62,), precision="int8"), "int8 for sm_62"),
+    (dict(system=("Windows", "AMD64")), "Windows AMD64; engines are built on Linux.*WSL"),
+    (dict(runtime="onnx", precision="bf16"), "bf16 for --runtime onnx"), (dict(runtime="onnx", precision="int8"), "ps3 export CHECKPOINT -o engine.plan --precision int8"),
+])
+def test_combinations_that_cannot_be(wanted, says):
+    with pytest.raises(ExportError, match=says):
+        check_options(options(**wanted))
+
+
+@pytest.mark.parametrize("wanted, says", [
+    (dict(runtime="openvino"), "runtime is 'openvino'; one of tensorrt"), (dict(precision="fp64"), "precision is 'fp64'"),
+    (dict(max_tokens=0), "max-tokens is 0"), (dict(max_batch=-1), "max-batch is -1"), (dict(workspace_gb=0), "workspace is 0 GB"),
+    (dict(precision="int8"), "int8 without --calibrate.*choose fp16"), (dict(runtime="onnx", precision="fp32", max_tokens=5), "--max-tokens was given"),
+    (dict(runtime="onnx", precision="fp32", sms=(86,)), "--sm was given"),
+])
+def test_values_that_cannot_be(wanted, says):
+    with pytest.raises(InputError, match=says):
+        check_options(options(**wanted))
+
+
+def test_calibration_needs_the_users_own_pictures(tmp_path, frames):
+    (tmp_path / "empty").mkdir()
+    for folder, says in ((tmp_path / "empty", "holds no picture.*wrong ranges in silence"), (tmp_path / "missing", "is no folder")):
+        with pytest.raises(InputError, match=says):
+            check_options(options(precision="int8", calibrate=folder))
+    with pytest.raises(InputError, match="fp16 needs no calibration"):
+        check_options(options(calibrate=frames))
+
+
+def test_gpus_that_a_release_does_not_know():
+    module = types.SimpleNamespace(__version__="1.0", ComputeCapability=type("C", (), {"SM86": 0, "SM89": 1, "SM75": 2, "NONE": 3}))
+    assert rtx_sms(options(), module) == (86, 89) and rtx_sms(options(sms=(75,)), module) == (75,)
+    with pytest.raises(ExportError, match="does not build for sm_120.*upgrade"):
+        rtx_sms(options(sms=(86, 120)), module)
+
+
+def test_bundles_that_are_no_source(tmp_path):
+    build_engine("default", tmp_path / "half.plan", options("onnx", precision="fp16"))
+    with pytest.raises(ExportError, match="fp16 for onnxruntime; engines are built from float32"):
+        build_engine(tmp_path / "half.plan", tmp_path / "x.plan", options("onnx", precision="fp32"))
+    (tmp_path / "no.plan").write_bytes(b"nothing")
+    with pytest.raises(BundleError):
+        build_engine(tmp_path / "no.plan", tmp_path / "x.plan", options("onnx", precision="fp32"))
+    with pytest.raises(ExportError, match="is no folder"):
+        build_engine("default", tmp_path / "no" / "x.plan", options("onnx", precision="fp32"))
+    assert sorted(os.listdir(tmp_path)) == ["half.plan", "no.plan"], "nothing half-written is left behind"
+
+
+def test_a_builder_that_is_not_installed_names_its_extra(tmp_path, monkeypatch):
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for runtime, extra in (("tensorrt", "trt"), ("tensorrt-rtx", "trt-rtx")):
+        with pytest.raises(RuntimeMissingError, match=rf"\[build\] {runtime} .*pip install 'ps3_sdk\[{extra}\]'"):
+            build_engine("default", tmp_path / "x.plan", options(runtime))
+    folder = types.ModuleType("tensorrt_rtx")       # what Python makes of an empty folder of that name
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", folder)
+    with pytest.raises(RuntimeMissingError, match="is not tensorrt-rtx"):
+        build_engine("default", tmp_path / "x.plan", options())
+
+
+def test_tensorrt_without_a_gpu(tmp_path, monkeypatch):
+    from ps3_sdk.runtimes import cuda_driver
+    monkeypatch.setitem(sys.modules, "tensorrt", types.SimpleNamespace(__version__="10.3.0"))
+
+    def none(*_):
+        raise RuntimeMissingError("[cuda] there is no NVIDIA driver here.")
+    monkeypatch.setattr(cuda_driver, "Driver", none)
+    with pytest.raises(ExportError, match="TensorRT builds on the GPU that the engine is for; there is no NVIDIA driver here"):
+        build_engine("default", tmp_path / "x.plan", options("tensorrt"))
+
+
+# -- what is written ------------------------------------------------------------------------------------------------------
+
+def test_the_dry_run_estimates_and_writes_nothing(tmp_path, capsys):
+    assert cli.main(["build", "default", "-o", str(tmp_path / "x.plan"), "--runtime", "tensorrt-rtx", "--sm", "86", "89", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "expected" in out and "RAM" in out and "encode_prompt" in out and "sm_86 (RTX 30), sm_89 (RTX 40)" in out
+    assert not os.listdir(tmp_path)
+
+
+def test_profiles_are_the_two_passes(bundle):
+    look = sum(bundle.manifest["geometry"]["per_look"])
+    low, high = profiles_of("encode", bundle.manifest, options(max_batch=3))
+    assert low == {"batch": (1, 1, 3), "tokens": (729,) * 3, "past": (0,) * 3, "keep": (729,) * 3}
+    assert high == {"batch": (1, 1, 3), "tokens": (1, look, look), "past": (729,) * 3, "keep": (0,) * 3}
+    assert profiles_of("encode", bundle.manifest, options(max_tokens=9000))[1]["tokens"] == (1, look, 9000)
+
+
+def test_a_precision_too_coarse_is_refused_before_anything_is_built(tmp_path, monkeypatch):
+    from ps3_sdk import verify
+    monkeypatch.setitem(verify.LIMITS, "fp16", (1e-6, 0.99, 0.9999))
+    with pytest.raises(ExportError, match=r"in fp16 encode_low is off by .*Nothing was written. Build with --precision bf16 or fp32"):
+        build_engine("default", tmp_path / "x.plan", options("onnx", precision="fp16"))
+    assert not os.listdir(tmp_path)
+
+
+@needs_rtx
+def test_real_engines_for_three_gpus_are_the_same_twice(tmp_path):
+    for name in ("a.plan", "b.plan"):
+        build_engine("default", tmp_path / name, options(sms=(86, 89, 120)))
+    with Bundle.open(tmp_path / "a.plan") as a, Bundle.open(tmp_path / "b.plan") as b:
+        record = a.manifest["networks"]["encode"]["engine"]
+        assert record["sms"] == [86, 89, 120] and record["builder"] == tensorrt_rtx.__version__
+        assert bytes(a.member("encode.engine")[:4]) == b"vtrt"
+        assert all(entry["max_relative_error"] <= 5e-3 for entry in a.manifest["parity"].values()) and a.manifest["verify"]["picked_overlap"] >= 0.99
+        assert "not yet run on the device" in a.manifest["parity"]["encode_high"]["inputs"]
+        same = a.manifest["members"] == b.manifest["members"]
+    if not same:
+        import ctypes
+        if ctypes.CDLL(None).personality(0xFFFFFFFF) == -1 or ctypes.CDLL(None).personality(0x40000) == -1:
+            pytest.skip("this container forbids fixed addresses, without which the builder's tables come in any order")
+    assert same
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision, sms", [("bf16", (86,)), ("fp8", (89, 120)), ("int8", (86,)), ("fp32", (86,))])
+def test_real_engines_in_every_precision(tmp_path, frames, precision, sms):
+    lines = build_engine("default", tmp_path / "a.plan", options(sms=sms, precision=precision, calibrate=frames if precision in ("fp8", "int8") else None))
+    with Bundle.open(tmp_path / "a.plan") as made:
+        assert made.manifest["networks"]["encode"]["precision"] == precision
+        assert made.manifest["verify"]["on_a_frame"] == (precision in ("fp8", "int8"))
+    assert precision not in ("fp8", "int8") or re.search(rf"{precision} in (\d+) of \1 linear layers", lines[0])
+
+
+@needs_rtx
+def test_real_engines_in_int4(tmp_path):
+    tiny_models = pytest.importorskip("tiny_models", reason="needs ps3_sdk[export]")
+    source = tiny_models.write(tmp_path / "model", tiny_models.config(width=64, text=False))
+    lines = build_engine(source, tmp_path / "a.plan", options(sms=(89,), precision="int4"))
+    assert "int4 in " in lines[0]
+    with pytest.raises(ExportError, match="int4 would change no layer"):
+        build_engine(tiny_models.write(tmp_path / "narrow", tiny_models.config(width=32, text=False)), tmp_path / "b.plan", options(sms=(89,), precision="int4"))
+
+
+@needs_rtx
+def test_a_real_engine_is_refused_where_there_is_no_driver(tmp_path):
+    try:
+        from ps3_sdk.runtimes.cuda_driver import Driver
+        Driver().close()
+        pytest.skip("there is a GPU here")
+    except RuntimeMissingError:
+        pass
+    build_engine("default", tmp_path / "a.plan", options(sms=(86,)))
+    with pytest.raises(RuntimeMissingError, match="no NVIDIA driver here.*--runtime onnx"):
+        ps3_sdk.Session(tmp_path / "a.plan")
+
+
+def test_layers_go_back_to_float16_while_a_stage_is_off(bundle):
+    graph = read_network(bundle, "encode")
+    names = quantise.layers(graph)
+    wanted = quantise.Quantisation("int8", {name: quantise.Range(10.0 if i == 3 else 1.0, 1.0) for i, name in enumerate(names)})
+    fewer = wanted.without_worst(graph)
+    assert names[3] in fewer.left_out and fewer.num_quantised(graph) == len(names) - len(fewer.left_out) < len(names)
+    while fewer is not None:
+        last, fewer = fewer, fewer.without_worst(graph)
+    assert last.num_quantised(graph) > 0
+
+
+def test_the_script_of_the_checkout_is_the_command(tmp_path):
+    result = subprocess.run([sys.executable, ROOT / "export" / "build_engine.py", "default", "-o", tmp_path / "x.plan", "--runtime", "onnx", "--dry-run"], capture_output=True,
+                            text=True, cwd=tmp_path)
+    assert result.returncode == 0 and "would build onnx in fp32" in result.stdout, result.stderr
+
+
+def test_the_bundle_is_json_and_complete(tmp_path):
+    build_engine("default", tmp_path / "x.plan", options("onnx", precision="fp32", check_frame=PHOTO))
+    with Bundle.open(tmp_path / "x.plan") as made:
+        text = json.loads(bytes(made.member("manifest.json")))
+        assert text["verify"]["on_a_frame"] and "3840x2160" in text["parity"]["encode_low"]["inputs"] and text["parity"]["encode_low"]["max_relative_error"] < 1e-5

@@ -1,0 +1,86 @@
+"""ps3 verify: a bundle held to the reference values inside, on the machine at hand."""
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
+
+from ps3_sdk import cli
+from ps3_sdk.bundle import Bundle
+from ps3_sdk.errors import BundleError, RuntimeFailedError
+from ps3_sdk.export.build_engine import build_engine
+from ps3_sdk.export.engine_options import EngineOptions
+from ps3_sdk.session import DEFAULT_BUNDLE, Session
+from ps3_sdk.verify import LIMITS, Report, compare, frame_of, observe, precision_of, sample, verify
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    path = tmp_path_factory.mktemp("verify") / "half.plan"
+    build_engine("default", path, EngineOptions("onnx", precision="fp16"))
+    return path
+
+
+def test_a_bundle_passes_where_it_was_made(plan):
+    report = verify(plan)
+    assert set(report.errors) == {"encode_low", "encode_prompt", "score", "encode_high", "decode"}
+    assert 0 < max(report.errors.values()) <= LIMITS["fp16"][0] and report.overlap == 1.0 and report.cosine > 0.9999
+
+
+def test_the_command_prints_and_writes(plan, tmp_path, capsys):
+    assert cli.main(["verify", str(plan), "-o", str(tmp_path / "r.json")]) == 0
+    out = capsys.readouterr().out
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert "encode_high" in out and "within its limits" in out and written["passed"] and written["why"] is None
+    assert cli.main(["verify", str(plan), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["max_relative_error"] == pytest.approx(written["max_relative_error"])
+    assert cli.main(["verify", str(plan), "-o", str(tmp_path / "no" / "r.json")]) == 1
+
+
+def test_a_machine_that_computes_otherwise_is_refused_by_stage(plan, monkeypatch, tmp_path, capsys):
+    original = Session.encode_high
+    monkeypatch.setattr(Session, "encode_high", lambda self, *arguments: original(self, *arguments) * 1.02)
+    with pytest.raises(RuntimeFailedError, match=r"\[verify\] encode_high is off by .*allowed 5e-03.*ps3 build"):
+        verify(plan)
+    assert cli.main(["verify", str(plan), "-o", str(tmp_path / "r.json")]) == 1
+    assert "encode_high is off" in capsys.readouterr().err and not json.loads((tmp_path / "r.json").read_text())["passed"]
+
+
+def test_bundles_without_reference_values_say_how_to_get_them():
+    with pytest.raises(BundleError, match="no reference values.*ps3 build .* --runtime onnx"):
+        verify(DEFAULT_BUNDLE)
+
+
+def test_samples_find_a_single_wrong_stage_and_what_is_missing():
+    rng = np.random.default_rng(0)
+    observed = {"encode_low.tokens": rng.standard_normal((700, 64), np.float32), "score.prob": rng.random((27, 27), np.float32), "decode.pooled": rng.standard_normal(64, np.float32),
+                "picked_756": np.arange(100, dtype=np.int32)}
+    picture = rng.integers(0, 256, (9, 7, 3), np.uint8)
+    kept = sample(observed, picture)
+    np.testing.assert_array_equal(frame_of(kept), picture)
+    assert kept["encode_low.tokens"].size <= 4096 and compare(kept, observed) == Report({"encode_low": 0.0, "score": 0.0, "decode": 0.0}, 1.0, pytest.approx(1.0))
+    shifted = {**observed, "picked_756": np.arange(2, 102, dtype=np.int32), "score.prob": observed["score.prob"] + np.float32(0.5)}
+    report = compare(kept, shifted)
+    assert report.overlap == 0.98 and report.errors["score"] > 0.4 and report.errors["encode_low"] == 0
+    assert [line.split()[0] for line in report.wrong("fp16")] == ["score", "select"]
+    for wrong in (observed["encode_low.tokens"][:-1], np.full((700, 64), np.nan, np.float32)):
+        assert compare(kept, {**observed, "encode_low.tokens": wrong}).errors["encode_low"] == float("inf")
+    del observed["encode_low.tokens"]
+    assert compare(kept, observed).errors["encode_low"] == float("inf")
+
+
+def test_values_of_a_real_frame_are_those_of_an_ask(session, photo):
+    found = observe(session, photo, "a boat")
+    encoding = session.encode(photo, "a boat")
+    np.testing.assert_array_equal(found["score.prob"], encoding.prob)
+    for px, ids in encoding.picked.items():
+        np.testing.assert_array_equal(found[f"picked_{px}"], ids)
+    np.testing.assert_array_equal(found["encode_low.tokens"], encoding.tokens[:encoding.num_low])
+
+
+def test_the_coarsest_network_decides(plan):
+    with Bundle.open(plan) as bundle:
+        manifest = bundle.manifest
+    assert precision_of(manifest) == "fp16"
+    assert precision_of({"networks": {"encode": {"precision": "int8"}, "pool": {"precision": "fp16"}, "decode": {"precision": "int4"}}}) == "int8"
