@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .datasheet import ON_A_FRAME
-from .errors import BundleError, RuntimeFailedError
+from .errors import BundleError, InputError, RuntimeFailedError
 from .frame import Frame
 from .look import Look
 from .answer import Timing
@@ -164,17 +163,18 @@ def verify(path: str | Path | None = None, *, threads: int = 0, stream: int | No
             raise BundleError(f"[verify] {session.bundle.path} holds no reference values to compare with. Make a bundle that does: "
                               f"ps3 build {session.bundle.path} -o engine.plan --runtime onnx")
         kept = session.bundle.tensors(manifest["verify"]["file"])
-        picks = {px: kept[f"picked_{px}"] for px in session.geometry["scales_px"][1:]}
-        report = compare(kept, observe(session, frame_of(kept), manifest["verify"]["prompt"], picks))
-        wrong, precision = report.wrong(precision_of(manifest)), precision_of(manifest)
+        try:
+            picks, picture = {px: kept[f"picked_{px}"] for px in session.geometry["scales_px"][1:]}, frame_of(kept)
+            report = compare(kept, observe(session, picture, manifest["verify"]["prompt"], picks))
+        except (KeyError, IndexError, InputError, OSError, Image.DecompressionBombError) as error:
+            raise BundleError(f"[verify] the reference values of {session.bundle.path} do not fit its model ({type(error).__name__}: {error}). Build the bundle again.") from error
+        precision = precision_of(manifest)
+        wrong = report.wrong(precision)
+        if manifest["model"]["weights"] == "random":    # probabilities of random weights are nearly equal, so what is picked says nothing
+            wrong = [each for each in wrong if not each.startswith("select")]
         if wrong:
             error = RuntimeFailedError(f"[verify] {'; '.join(wrong)}, on this machine, against {manifest['verify']['against']}. Do not trust its answers here: rebuild with "
                                        f"ps3 build, with a finer --precision than {precision} if this machine's runtime is the one it was built for.")
             error.report = report
             raise error
         return report
-
-
-def where_measured(manifest: dict) -> str:
-    """The frame of a bundle's reference values, in words."""
-    return ON_A_FRAME if manifest["verify"]["on_a_frame"] else "a drawn picture"

@@ -52,6 +52,18 @@ def test_bundles_without_reference_values_say_how_to_get_them():
         verify(DEFAULT_BUNDLE)
 
 
+def test_reference_values_that_do_not_fit_are_a_bad_bundle(plan, monkeypatch):
+    tensors = Bundle.tensors
+
+    def other(self, name):
+        found = tensors(self, name)
+        return {key: array for key, array in found.items() if key not in gone}
+    monkeypatch.setattr(Bundle, "tensors", other)
+    for gone in (("frame",), ("picked_756",), ("score.prob.at",), ("encode_low.tokens.largest",)):
+        with pytest.raises(BundleError, match="do not fit its model"):
+            verify(plan)
+
+
 def test_samples_find_a_single_wrong_stage_and_what_is_missing():
     rng = np.random.default_rng(0)
     observed = {"encode_low.tokens": rng.standard_normal((700, 64), np.float32), "score.prob": rng.random((27, 27), np.float32), "decode.pooled": rng.standard_normal(64, np.float32),
