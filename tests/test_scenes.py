@@ -4,13 +4,13 @@ import re
 import numpy as np
 import pytest
 
-from training.scenes import Scenes
-from training.scenes.draw import Look, bend
-from training.scenes.fonts import CHARS, Glyphs, load_faces
-from training.scenes.kinds import DOMAINS, KINDS
-from training.scenes.prompts import SIDES, TEMPLATES
-from training.scenes.splits import SPLITS, split_of
-from training.scenes.words import VALUES, load_words, make_value
+from ps3_sdk.training.scenes import Scenes
+from ps3_sdk.training.scenes.draw import Look, bend
+from ps3_sdk.training.scenes.fonts import CHARS, Glyphs, load_faces
+from ps3_sdk.training.scenes.kinds import DOMAINS, KINDS
+from ps3_sdk.training.scenes.prompts import SIDES, TEMPLATES
+from ps3_sdk.training.scenes.splits import SPLITS, split_of
+from ps3_sdk.training.scenes.words import VALUES, load_words, make_value
 
 SMALL = (1080, 1920)
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")

@@ -1,0 +1,178 @@
+"""The training of the small model: labels, windows, optimiser, and that each stage's losses fall on a few examples."""
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'ps3_sdk[export]'")
+
+from ps3_sdk import _core
+from ps3_sdk.training import nano
+from ps3_sdk.training.closely import Closely
+from ps3_sdk.training.examples import make_example, places, window_around
+from ps3_sdk.training.joint import Joint
+from ps3_sdk.training.optimiser import Optimiser, orthogonal, schedule
+from ps3_sdk.training.pool import words_of
+from ps3_sdk.training.reading import CHARACTERS, GRID, Reader, augmented, patches_of, slot_labels, slot_loss
+from ps3_sdk.training.scenes import Scenes
+from ps3_sdk.training.spell import Speller
+from ps3_sdk.training.state import Run
+
+SMALL = nano.Sizes(vision_width=32, vision_depth=2, vision_heads=2, view_hidden=16, view_width=16, language_width=32, language_depth=2, language_heads=2, language_mlp=64)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return nano.write_folder(tmp_path / "model", SMALL)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return Scenes(split="train", seed=5, fallback=True)[1]
+
+
+def test_patches_are_those_that_gather_cuts():
+    frame = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
+    ids = np.array([0, 5, GRID * GRID - 1], np.int32)
+    wanted = _core.gather(_core.Frame("RGB", [frame], 90, 160), 3780, 3780, 14, ids, (0.0,) * 3, (1.0,) * 3) * 255
+    assert np.abs(patches_of(frame, ids) - np.clip(wanted, 0, 255)).max() <= 0.51
+
+
+def test_slots_name_the_character_they_show():
+    a, seven = CHARACTERS.index("A") + 1, CHARACTERS.index("7") + 1
+    boxes = np.array([[28, 28, 35, 56], [35, 28, 49, 56]], np.float32)        # half a patch wide; then a whole one
+    labels = slot_labels(np.array([a, seven]), boxes, (3780, 3780))
+    assert (labels[2:4, 4] == a).all() and (labels[2:4, 5:7] == seven).all() and labels.astype(bool).sum() == 6
+    half = slot_labels(np.array([a]), boxes[:1] / [1, 2, 1, 2], (1890, 3780))
+    assert np.array_equal(half, slot_labels(np.array([a]), boxes[:1], (3780, 3780)))
+
+
+def test_words_are_characters_of_one_number():
+    characters = np.frombuffer(b"ABCXY", np.uint8)
+    boxes = np.arange(20, dtype=np.float32).reshape(5, 4)
+    words = words_of(characters, boxes, np.array([3, 3, 3, 7, 7]))
+    assert words["text"].tolist() == [b"ABC", b"XY"] and words["box"][0].tolist() == [0, 1, 10, 11]
+
+
+def test_windows_hold_their_box_and_are_whole_blocks():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        x, y = rng.uniform(0, 3840 - 200), rng.uniform(0, 2160 - 40)
+        box = (x, y, x + rng.uniform(5, 180), y + rng.uniform(5, 30))
+        ids = window_around(box, (2160, 3840), rng)
+        rows, columns = ids // GRID, ids % GRID
+        assert rows[0] % 2 == 0 and columns[0] % 2 == 0 and len(np.unique(ids)) == 108 and ids.max() < GRID * GRID
+        assert columns[0] * 3840 / GRID <= box[0] + 14.3 and (columns[-1] + 1) * 3840 / GRID >= box[2] - 14.3
+        assert rows[0] * 2160 / GRID <= box[1] + 8.1 and (rows[-1] + 1) * 2160 / GRID >= box[3] - 8.1
+
+
+def test_places_are_where_the_box_is():
+    assert np.argwhere(places((0, 0, 10, 10), (270, 270))).tolist() == [[0, 0]]
+    assert places((0, 0, 20, 10), (270, 270)).sum() == 2 and places((269.9, 269.9, 270, 270), (270, 270))[26, 26]
+
+
+def test_orthogonal_takes_singular_values_to_about_one():
+    matrices = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0))
+    for turned in (matrices, matrices.transpose(1, 2)):
+        values = torch.linalg.svdvals(orthogonal(turned))
+        assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_the_schedule_rises_stays_and_falls():
+    assert schedule(0) < 0.02 and schedule(0.3) == 1 and schedule(1) == pytest.approx(0.02) and schedule(0.8) == pytest.approx(0.51)
+
+
+def test_augmented_windows_keep_their_range_and_their_edges():
+    patches = torch.rand(4, 48, 588) * 2 - 1
+    changed = augmented(patches, np.random.default_rng(0))
+    assert changed.shape == patches.shape and changed.abs().max() <= 1 and not torch.equal(changed, patches)
+
+
+def test_a_new_model_is_a_checkpoint_that_can_be_read_again(folder):
+    from ps3_sdk.export.reference.vila.model import VilaHd
+    model = nano.new_model(folder, seed=1)
+    nano.save(model, folder)
+    again = VilaHd.from_checkpoint(folder)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    assert again.config.not_seen == nano.NOT_SEEN and again.chat.newline_ids and len(again.chat._encode("12:45")) == 5
+    assert json.loads((folder / "vision_tower/config.json").read_text())["factored_pos_emb"]
+
+
+def test_reading_learns_a_batch_and_goes_on_where_it_stopped(folder, tmp_path):
+    model = nano.new_model(folder)
+    reader = Reader(model.vision.vision_model)
+    rng = np.random.default_rng(0)
+    patches, ids = torch.from_numpy(rng.uniform(-1, 1, (4, 48, 588)).astype(np.float32)), torch.from_numpy(rng.integers(0, GRID * GRID, (4, 48)))
+    labels = torch.from_numpy(rng.integers(0, 9, (4, 48, 2)))
+    nano.first_patch_embedding(model, patches.flatten(0, 1))
+    optimiser = Optimiser(reader)
+    run, losses = Run(tmp_path / "run", reader, optimiser), []
+    for _ in range(30):
+        loss = slot_loss(reader(patches, reader.positions(ids)), labels)
+        loss.backward()
+        optimiser.step()
+        run.step += 1
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    run.log(loss=losses[-1])
+    run.save()
+    other = Reader(nano.new_model(folder, seed=9).vision.vision_model)
+    again = Run(tmp_path / "run", other, Optimiser(other))
+    assert again.step == 30 and all(torch.equal(a, b) for a, b in zip(reader.state_dict().values(), other.state_dict().values()))
+    assert json.loads((tmp_path / "run/log.jsonl").read_text())["step"] == 30
+
+
+def test_a_step_without_a_finite_gradient_is_left_out(folder):
+    model = nano.new_model(folder)
+    optimiser = Optimiser(model)
+    before = [p.clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimiser.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_spelling_reads_the_blocks_it_is_given(folder):
+    model = nano.new_model(folder)
+    speller = Speller(model, Reader(model.vision.vision_model))
+    ids = torch.from_numpy(np.stack([window_around((100, 100, 160, 120), (2160, 3840), None)] * 2).astype(np.int64))
+    patches, labels = torch.randn(2, 108, 588), torch.zeros(2, 108, 2, dtype=torch.int64)
+    optimiser, losses = Optimiser(speller, muon_lr=0.02, adam_lr=1e-2), []
+    for _ in range(25):
+        _, answer, slots, right = speller(patches, ids, labels, [np.array([0, 1]), np.array([2])], ["AB", "7"], np.random.default_rng(0))
+        answer.backward()
+        optimiser.step()
+        losses.append(float(answer.detach()))
+    assert slots.shape == (2, 108, 2, len(CHARACTERS) + 1) and losses[-1] < 0.5 * losses[0] and len(right) == 2
+
+
+@pytest.mark.parametrize("kind", [Joint, Closely])
+def test_a_scene_is_learnt_the_whole_way(folder, scene, kind):
+    model = nano.new_model(folder)
+    joint = kind(model, Reader(model.vision.vision_model))
+    example = make_example(scene, np.random.default_rng(0), max_questions=3)
+    optimiser, losses = Optimiser(joint, muon_lr=0.01, adam_lr=3e-3), []
+    for _ in range(8):
+        loss, measures = joint(example, np.random.default_rng(0))
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0] and 0 <= measures["recall9"] <= 1
+    assert model.projector.top_down_prompt_head.weight.grad is None
+
+
+def test_the_joint_pass_is_the_references(folder, scene):
+    """What training computes for a question is what VilaHd.ask computes: the vector it looks for."""
+    model = nano.new_model(folder).eval()
+    joint = Joint(model, Reader(model.vision.vision_model))
+    small = SimpleNamespace(frame=scene.frame, items=scene.items, questions=scene.questions)
+    example = make_example(small, np.random.default_rng(0), max_questions=2)
+    seen = model.look(scene.frame)
+    with torch.no_grad():
+        _, _, low_rows = joint.see_low(example)
+        _, kv = joint.read_prefix(low_rows)
+        ours = model.projector.prompt(joint.read_prompts(kv, [model.chat._encode("\n" + prompt) for prompt, *_ in example.asked]))
+        for (prompt, *_), vector in zip(example.asked, ours):
+            theirs = model.ask(model.chat.ids(model.chat.message([seen, prompt])), [seen]).vector[0]
+            assert (vector - theirs).abs().max() < 1e-4 * theirs.abs().max()
