@@ -52,7 +52,7 @@ def write_engine_bundle(bundle: Bundle, graphs: dict[str, Graph], output: Path, 
         else:
             (folder / "twin.plan").unlink()
             for name, graph in graphs.items():
-                manifest["networks"][name] = _engine(writer, name, _graph(graph, options, quantisation), bundle.manifest, folder, options, module, progress)
+                manifest["networks"][name] = _engine(writer, name, _graph(graph, options, quantisation), bundle, folder, options, module, progress)
         writer.finish(manifest)
     size = output.stat().st_size
     lines = [f"{output}: {size / 1e6:.1f} MB, {options.runtime} {kinds}" + (f" for {', '.join(map(named, options.sms))}" if options.sms else "")]
@@ -116,11 +116,12 @@ def _write_twin(bundle: Bundle, graphs: dict[str, Graph], path: Path, options: E
     with BundleWriter(path) as writer:
         _copy(writer, bundle, [name for name in bundle.members if not _belongs_to(name, bundle.manifest, graphs)])
         for name, graph in graphs.items():
-            made = _graph(graph, options, quantisation, twin=True)
+            made = _graph(graph, options, quantisation, twin=options.runtime != "onnx")      # for onnx it is the network itself
             layout = SafetensorsLayout({key: (weight.dtype, weight.shape) for key, weight in made.weights.items()})
             writer.add_tensors(f"{name}.safetensors", layout, lambda key, weights=made.weights: np.ascontiguousarray(weights[key].load()))
             writer.add_bytes(f"{name}.onnx", made.to_onnx(f"{name}.safetensors", layout.offsets))
-            manifest["networks"][name] = {"runtime": "onnxruntime", "file": f"{name}.onnx", "weights": f"{name}.safetensors", "precision": options.precision, **_ports(made)}
+            bundle.release(bundle.manifest["networks"][name]["weights"])
+            manifest["networks"][name] = {"runtime": "onnxruntime", "file": f"{name}.onnx", "weights": f"{name}.safetensors", "precision": options.precision if options.runtime == "onnx" else "fp32", **_ports(made)}
         writer.finish(manifest)
 
 
@@ -142,9 +143,10 @@ def _copy(writer: BundleWriter, bundle: Bundle, names: list[str]) -> None:
 
 # -- one engine -----------------------------------------------------------------------------------------------------
 
-def _engine(writer: BundleWriter, name: str, graph: Graph, manifest: dict, folder: Path, options: EngineOptions, module, progress: Progress) -> dict:
+def _engine(writer: BundleWriter, name: str, graph: Graph, bundle: Bundle, folder: Path, options: EngineOptions, module, progress: Progress) -> dict:
     """Build one network into the bundle; returns its manifest entry."""
-    path, profiles = _write_onnx(graph, folder), profiles_of(name, manifest, options)
+    path, profiles = _write_onnx(graph, folder), profiles_of(name, bundle.manifest, options)
+    bundle.release(bundle.manifest["networks"][name]["weights"])
     plan = Plan(name, {port.name: port.shape for port in graph.inputs}, profiles, options.sms if options.runtime == "tensorrt-rtx" else (), options.workspace_bytes,
                 options.timing_cache)
     engine = build_apart(options.runtime, path, plan, folder, progress)

@@ -21,7 +21,7 @@ OLDEST_SM = {"fp32": 50, "fp16": 53, "bf16": 80, "fp8": 89, "int8": 61, "int4": 
 WITHOUT_INT8 = {62}                 # Jetson TX2 lacks the instruction that its neighbours have
 RTX_SMS = (75, 80, 86, 89, 120, 121)        # of TensorRT-RTX 1.7, where the package cannot be asked
 GPUS = {75: "RTX 20", 80: "A100", 86: "RTX 30", 87: "Jetson Orin", 89: "RTX 40", 90: "H100", 100: "B200", 103: "B300", 110: "Jetson Thor", 120: "RTX 50", 121: "DGX Spark"}
-SECONDS_PER_GB, SECONDS_EACH = 20.0, 0.7        # of plan, of network
+SECONDS_PER_GB, SECONDS_EACH = 70.0, 1.2        # of plan, two thirds of it for measuring the error; of network
 RAM_BASE_GB, RAM_PER_PLAN = 0.5, 3.3            # RAM while building: base + this times the largest plan
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.1, "int8": 1.1, "int4": 0.7}
 

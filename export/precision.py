@@ -4,8 +4,8 @@ Engines take their precision from the types in the graph. In half precision are 
 and the keys and values; in float32 stay normalisation, lengths of vectors, and the residual stream that runs through all blocks, where
 trained models have values a thousand times larger than the rest. Inputs and outputs stay float32 except keys and values.
 
-`twin` is the same network for ONNX Runtime, to measure its error where no engine can run: bfloat16, which ONNX Runtime has no
-matrix product for, is rounded there value by value in float32.
+`twin` is the same network for ONNX Runtime on a CPU, to measure its error where no engine can run: it computes in float32, as the products of
+an engine add up in float32, and rounds every value that the engine holds in half precision. Its weights are mapped, not converted.
 """
 from __future__ import annotations
 
@@ -49,11 +49,17 @@ class _Typing:
     """Copies a graph node by node. A value is known as float32 under its own name, as half under name + '.half', or both."""
 
     def __init__(self, graph: Graph, precision: str, twin: bool):
-        self.old, self.new, self.rounded = graph, Graph(graph.name, None, precision, graph.opset), twin and precision == "bf16"
-        self.dtype, self.stored, self.onnx = ("float32", "F32", TensorProto.FLOAT) if self.rounded else HALF[precision]
+        self.old, self.new, self.rounded = graph, Graph(graph.name, None, precision, graph.opset), twin
+        self.dtype, self.stored, self.onnx = HALF[precision]
+        self.narrow = self.stored
+        if twin:
+            self.dtype, self.stored = "float32", "F32"
         self.is_half: dict[str, bool] = {}      # computed value -> whether its own name is half
         self.made: set[str] = set()
         self.small = {tensor.name: tensor for tensor in graph.constants}
+        products = {name for node in graph.nodes if node.op_type == "MatMul" for name in node.output}
+        # products that a bias is added to at once: every builder does that before it rounds
+        self.summed = {value for node in graph.nodes if node.op_type == "Add" and node.input[1] in graph.weights for value in node.input if value in products}
 
     def result(self) -> Graph:
         new, old = self.new, self.old
@@ -83,7 +89,7 @@ class _Typing:
             if integers:
                 self.plain.add(name)
             self.is_half[made] = half and not integers
-            if self.rounded and half and not integers and kind not in PASSING:
+            if self.rounded and half and not integers and kind not in PASSING and name not in self.summed:
                 self._rename_last(made, f"{made}.exact")
                 self._round(f"{made}.exact", made)
             if name in outputs:
@@ -97,8 +103,7 @@ class _Typing:
         node.output[list(node.output).index(old)] = new
 
     def _round(self, value: str, name: str) -> None:
-        self.new.nodes.append(helper.make_node("Cast", [value], [f"{name}.bits"], to=TensorProto.BFLOAT16))
-        self.new.nodes.append(helper.make_node("Cast", [f"{name}.bits"], [name], to=TensorProto.FLOAT))
+        add_rounding(self.new, value, name, self.onnx)
 
     def _is_half(self, node) -> bool:
         """Of an operator that passes values on: a table's rows are half, anything else what it was."""
@@ -136,7 +141,7 @@ class _Typing:
 
     def _loader(self, weight: Weight) -> Callable[[], np.ndarray]:
         if self.rounded:
-            return lambda: round_bfloat16(weight.load())
+            return lambda: round_bfloat16(weight.load()) if self.narrow == "BF16" else to_float16(weight.load(), weight.name).astype(np.float32)
         return (lambda: to_bfloat16_bits(weight.load())) if self.stored == "BF16" else lambda: to_float16(weight.load(), weight.name)
 
     def _constant(self, tensor, half: bool) -> str:
@@ -151,6 +156,12 @@ class _Typing:
                 TensorProto(name=name, data_type=TensorProto.BFLOAT16, dims=tensor.dims, raw_data=to_bfloat16_bits(array).tobytes())
             self.new.constants.append(made)
         return name
+
+
+def add_rounding(graph: Graph, value: str, name: str, kind: int) -> None:
+    """name = value rounded to an ONNX type of half precision, in float32."""
+    graph.nodes.append(helper.make_node("Cast", [value], [f"{name}.bits"], to=kind))
+    graph.nodes.append(helper.make_node("Cast", [f"{name}.bits"], [name], to=TensorProto.FLOAT))
 
 
 def to_float16(array: np.ndarray, name: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 int8, fp8: weights with one scale a column, inputs with one scale a tensor, from the largest value seen in calibration: scale = largest / 127 or 448.
 int4: weights alone, one scale for 64 rows of a column; layers whose rows are no multiple of 64 stay in float16.
-A `twin` holds the quantised values in float16, for ONNX Runtime: the same numbers enter the same products.
+A `twin` (precision.py) holds the quantised values in float32, for ONNX Runtime: the same numbers enter the same products.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from .graph import Graph, Weight
-from .precision import to_float16
+from .precision import add_rounding, to_float16
 
 LARGEST = {"int8": 127.0, "fp8": 448.0, "int4": 7.0}
 STORED = {"int8": ("I8", TensorProto.INT8), "fp8": ("F8_E4M3", TensorProto.FLOAT8E4M3FN), "int4": ("I4", TensorProto.INT4)}
@@ -83,22 +83,24 @@ def _input(g: Graph, x: str, largest: float, precision: str, twin: bool) -> str:
     zero = f"zero_{precision}"
     if all(tensor.name != zero for tensor in g.constants):
         g.constants.append(TensorProto(name=zero, data_type=kind, raw_data=b"\0"))
-    if twin:        # ONNX Runtime quantises float32
+    if twin:
         number = g.constant(np.float32(np.float16(scale)), np.float32)
-        x = g.op("Cast", x, name=f"{x}.wide", to=TensorProto.FLOAT)
     else:
         number = f"{x}.scale"
         g.constants.append(numpy_helper.from_array(np.array(scale, np.float16), number))
     coarse = g.op("QuantizeLinear", x, number, zero, name=f"{x}.{precision}")
     fine = g.op("DequantizeLinear", coarse, number, zero, name=f"{x}.{precision}.fine")
-    return g.op("Cast", fine, name=f"{x}.{precision}.half", to=TensorProto.FLOAT16) if twin else fine
+    if twin:
+        add_rounding(g, fine, f"{x}.{precision}.half", TensorProto.FLOAT16)
+        return f"{x}.{precision}.half"
+    return fine
 
 
 def _weight(g: Graph, half: Weight, name: str, precision: str, twin: bool) -> str:
     scales, values = _rounding(half.load, precision)
     if twin:
         made = f"{name}.{precision}.half"
-        g.weights[made] = Weight(made, half.shape, lambda: to_float16(_dequantised(values(), scales(), precision), name), "F16")
+        g.weights[made] = Weight(made, half.shape, lambda: to_float16(_dequantised(values(), scales(), precision), name).astype(np.float32))
         return made
     stored = STORED[precision][0]
     rows, columns = half.shape

@@ -2,7 +2,7 @@
 
 A bundle may carry the frame it was measured on and, of every stage, a sample of what float32 gave there (member reference.safetensors,
 manifest `verify`). Every stage is run as in use, one after the other, so errors add up as they do in an ask; encode_high is given the
-reference's patches, so that one other pick does not hide everything behind it.
+reference's patches (every n-th of them), so that one other pick does not hide everything behind it.
 """
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .stages import unit
 
 REFERENCE = "reference.safetensors"
 SAMPLES = 4096          # values kept of each output
+HIGH_PATCHES = 256      # of the picked ones, evenly, go through encode_high: at SO400M size all would take minutes on a CPU
 STAGES = ("encode_low", "encode_prompt", "score", "encode_high", "decode", "project", "prompt_head")
 LIMITS = {              # precision -> (largest relative error of a stage, least overlap of picked patches, least cosine of embeddings)
     "fp32": (1e-4, 0.999, 0.99999), "fp16": (5e-3, 0.99, 0.9999), "bf16": (4e-2, 0.95, 0.999),
@@ -59,7 +60,7 @@ class Report:
 
 
 def observe(session: Session, picture: np.ndarray, prompt: str, picks: dict[int, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Every stage's outputs on a frame, by "stage.output": float32, besides "picked_<px>", int32.
+    """Every stage's outputs on a frame, by "stage.output": float32, besides "picked_<px>" and, of three views of the frame, "picked_<px>_<view>", int32.
 
     picture: (h, w, 3) uint8 RGB | prompt: used where the bundle has a text tower, else saliency | picks: patches for encode_high, default the picked ones.
     """
@@ -74,14 +75,32 @@ def observe(session: Session, picture: np.ndarray, prompt: str, picks: dict[int,
         found |= {"encode_prompt.pooled": query.pooled, "encode_prompt.prompt": query.vector}
     found["score.prob"] = prob = session.score(Look(session, frame, tokens, kv, low, view, Timing(), None), query)
     g = session.geometry
-    for px, count in zip(g["scales_px"][1:], g["per_look"]):
-        found[f"picked_{px}"] = session.select(prob, px, min(count, (px // g["patch_px"]) ** 2), np.zeros((px // g["patch_px"]) ** 2, np.uint8))
+    found |= _picks(session, prob, "")
+    for number, view in enumerate(_views(picture), 1):
+        look = session.look(view)
+        found |= _picks(session, session.score(look, query), f"_{number}")
     chosen = picks or {px: found[f"picked_{px}"] for px in g["scales_px"][1:]}
+    step = -(-sum(map(len, chosen.values())) // HIGH_PATCHES)
+    chosen = {px: np.ascontiguousarray(ids[::max(step, 1)]) for px, ids in chosen.items()}
     found["encode_high.tokens"] = high = session.encode_high(*session.gather(frame, chosen), kv)
     if "pool" in session._networks:
         found["decode.pooled"] = session.pool(high)
     _language(session, tokens, found)
     return {name: array if name.startswith("picked_") else _float32(array) for name, array in found.items()}
+
+
+def _views(picture: np.ndarray) -> list[np.ndarray]:
+    """Three more frames made of one: places swap where two are nearly equal, and one frame alone has too few to tell percents."""
+    h, w = picture.shape[:2]
+    return [np.ascontiguousarray(view) for view in (picture[:, ::-1], picture[:-(-h * 2 // 3), :-(-w * 2 // 3)], picture[h // 3:, w // 3:])]
+
+
+def _picks(session: Session, prob: np.ndarray, view: str) -> dict[str, np.ndarray]:
+    g, found = session.geometry, {}
+    for px, count in zip(g["scales_px"][1:], g["per_look"]):
+        patches = (px // g["patch_px"]) ** 2
+        found[f"picked_{px}{view}"] = session.select(prob, px, min(count, patches), np.zeros(patches, np.uint8))
+    return found
 
 
 def _language(session: Session, tokens: np.ndarray, found: dict) -> None:
