@@ -1,9 +1,9 @@
 """What `ps3 build --runtime tensorrt-rtx` costs on this machine, without a GPU: seconds, memory, bytes of the plan, measured error.
 
-    python benchmarks/engines.py [--models default so400m] [--sm 86 89 120] [--precision fp16] [--rounds 3] [--bundles FOLDER]
+    python benchmarks/engines.py [--models default so400m PLAN] [--sm 86 89 120] [--precision fp16] [--rounds 3] [--bundles FOLDER] [--frames PHOTO ...]
 
 default is the embedded bundle; so400m has random weights in the shapes of PS3-4K, exported to float32 ONNX first (2.3 GB in the temporary folder,
-or kept in --bundles and used again), which is not counted. Each build is a process of its own with the builder below it; memory is the
+or kept in --bundles and used again), which is not counted. With --frames the error is measured on these, one a build. Each build is a process of its own with the builder below it; memory is the
 kernel's VmHWM: of the largest process, and sampled of all together. Where the time goes is from the command's own progress. One JSON object ends it.
 """
 from __future__ import annotations
@@ -20,9 +20,10 @@ from export_peak import Watch
 from full_size import export_random
 
 
-def build(source: str, plan: Path, options: argparse.Namespace) -> dict:
+def build(source: str, plan: Path, options: argparse.Namespace, frame: str | None) -> dict:
     """One build: {"s", "check_s", "largest_gb", "together_gb", "plan_mb", "errors"}."""
     command = [sys.executable, "-m", "ps3_sdk", "build", source, "-o", str(plan), "--runtime", "tensorrt-rtx", "--sm", *map(str, options.sm), "--precision", options.precision]
+    command += ["--check-frame", frame] if frame else []
     start, checked = time.perf_counter(), None
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     watch = Watch(process.pid)
@@ -47,10 +48,11 @@ def build(source: str, plan: Path, options: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=("default", "so400m"), default=["default", "so400m"])
+    parser.add_argument("--models", nargs="+", default=["default", "so400m"])
     parser.add_argument("--sm", type=int, nargs="+", default=[86, 89, 120])
     parser.add_argument("--precision", default="fp16")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--frames", nargs="+", default=[None], metavar="PHOTO")
     parser.add_argument("--bundles", type=Path, help="folder that keeps the exported bundle")
     options = parser.parse_args()
     from ps3_sdk.measure import machine
@@ -58,19 +60,20 @@ def main() -> None:
     found = {"machine": machine(), "sm": options.sm, "precision": options.precision}
     with tempfile.TemporaryDirectory() as folder:
         for model in options.models:
-            source = "default"
+            source = model
             if model == "so400m":
                 source = (options.bundles or Path(folder)) / "fp32.plan"
                 if not source.exists():
                     export_random(source, "fp32")
             runs = []
-            for i in range(options.rounds):
-                runs.append(build(str(source), Path(folder) / "engine.plan", options))
+            for i in range(max(options.rounds, len(options.frames))):
+                runs.append(build(str(source), Path(folder) / "engine.plan", options, options.frames[i % len(options.frames)]))
                 print(f"{model} {i + 1}: {json.dumps(runs[-1])}", flush=True)
             span = lambda key: " - ".join(map(str, dict.fromkeys((min(run[key] for run in runs), max(run[key] for run in runs)))))
             same = len({run["encode_sha256"] for run in runs}) == 1
             print(f"{model}, {options.precision} for {len(options.sm)} GPUs: {span('s')} s (of it before building {span('check_s')} s), largest process {span('largest_gb')} GB, "
-                  f"together {span('together_gb')} GB, plan {span('plan_mb')} MB, {'equal' if same else 'NOT equal'} each time")
+                  f"together {span('together_gb')} GB, plan {span('plan_mb')} MB, encode {'equal' if same else 'NOT equal'} each time; "
+                  f"largest error of a stage {max(max(run['errors'].values()) for run in runs):.1e}, least overlap of picked patches {min(run['overlap'] for run in runs):.2%}")
             found[model] = runs
     print(json.dumps(found))
 

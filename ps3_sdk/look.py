@@ -21,7 +21,7 @@ class Look:
     session: "Session"      # noqa: F821  (session.py imports this module)
     frame: Frame
     tokens: np.ndarray                     # (low-res tokens, width) f32
-    kv: dict[str, np.ndarray]              # past_key_i, past_value_i: (1, heads, low-res tokens, head_width) f32
+    kv: dict[str, np.ndarray]              # past_key_i, past_value_i: (1, heads, low-res tokens, head_width) f32; of engines on the device
     low_features: np.ndarray               # (low-res tokens, width) f32, what score() compares prompts with
     view_features: np.ndarray | None       # (view places, view_width) f32
     timing: Timing = field(repr=False)

@@ -3,7 +3,7 @@
 `bundle` is an open ps3_sdk.bundle.Bundle, `name` a key of its manifest's `networks`, `threads` the CPU threads to use
 (0: all cores), `keep` whether the network will run often enough to stay in memory. It raises RuntimeMissingError when its
 package is not installed and RuntimeFailedError when the network cannot be loaded or run; messages start with the adapter's name
-in brackets.
+in brackets. Adapters of engines (manifest.ENGINES) also take `stream`, and raise BundleError for an engine of another machine.
 """
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ class Network(Protocol):
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run once. Inputs and outputs are named, typed and shaped as in the manifest; only `outputs` are returned.
 
-        Safe to call from several threads at once. What comes out may be passed in again without a copy.
+        Safe to call from several threads at once. What comes out may be passed in again without a copy. Outputs that the manifest says
+        stay on the device are no arrays but have shape, slices of the first dimension, copy(), joined() and numpy.asarray's protocol.
         """
+
+
+class Closable(Network, Protocol):
+    """What an adapter may offer beside, and a session calls when it is closed."""
+
+    def close(self) -> None:
+        """Give back a device's memory. A second call does nothing."""
 
 
 class Bindable(Network, Protocol):

@@ -31,7 +31,7 @@ class Pool:
         self._driver, self.block_bytes = driver, block_bytes
         self._free: list[int] = []
         self._all: list[int] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()      # the end of a tensor may be noticed while this thread is in here
         self.closed = False
 
     def take(self) -> "Block":
