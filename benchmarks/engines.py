@@ -18,11 +18,12 @@ from pathlib import Path
 
 from export_peak import Watch
 from full_size import export_random
+from ps3_sdk.export.child import module
 
 
 def build(source: str, plan: Path, options: argparse.Namespace, frame: str | None) -> dict:
     """One build: {"s", "check_s", "largest_gb", "together_gb", "plan_mb", "errors"}."""
-    command = [sys.executable, "-m", "ps3_sdk", "build", source, "-o", str(plan), "--runtime", "tensorrt-rtx", "--sm", *map(str, options.sm), "--precision", options.precision]
+    command = [*module("ps3_sdk", "build", source), "-o", str(plan), "--runtime", "tensorrt-rtx", "--sm", *map(str, options.sm), "--precision", options.precision]
     command += ["--check-frame", frame] if frame else []
     start, checked = time.perf_counter(), None
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

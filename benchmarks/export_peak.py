@@ -20,6 +20,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from ps3_sdk.export.child import module
+
 VISION = {"model_type": "ps3_vision_model", "model_name": "vit_so400m_patch14_siglip_384", "hidden_size": 1152, "pool": "map",
           "ps3_scales": [378, 756, 1512, 3780], "max_select_num": 2560}
 TEXT = {"width": 1152, "heads": 16, "layers": 27, "mlp_ratio": 3.7362, "context_length": 64, "output_dim": 1152, "prompt_proj_dim": 1152,
@@ -50,6 +52,7 @@ def write_checkpoint(folder: Path, text: str) -> int:
 
 ENCODE_TEXT = """
 import json, sys, time
+sys.path = [p for p in sys.path if p]      # not the current folder, which may be a checkout without its core
 import ps3_sdk
 session = ps3_sdk.Session(sys.argv[1], verify=False)
 times = []
@@ -106,7 +109,7 @@ def _memory(pid: int) -> tuple[float, float] | None:
 
 def export(folder: Path, plan: Path, precision: str) -> dict:
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "ps3_sdk", "export", str(folder), "-o", str(plan), "--precision", precision], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(module("ps3_sdk", "export", folder, "-o", plan, "--precision", precision), stdout=subprocess.DEVNULL)
     watch = Watch(process.pid)
     watch.start()
     if process.wait():

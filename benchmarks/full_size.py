@@ -73,6 +73,7 @@ print(json.dumps({"s": seconds, "tokens": output.last_hidden_state.shape[1], "pe
 
 
 PEAK = """
+import sys; sys.path = [p for p in sys.path if p]      # not the current folder, which may be a checkout without its core
 def peak_gb():      # not ru_maxrss, which starts at the parent's
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e6

@@ -20,6 +20,8 @@ import threading
 import time
 from pathlib import Path
 
+from ps3_sdk.export.child import module
+
 LANGUAGE = {
     "0.5b": dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True),
     "1.5b": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True),
@@ -45,6 +47,7 @@ for question in QUESTIONS:
 print(json.dumps({**found, "peak_gb": peak_gb()}))
 """
 PEAK = f"""
+import sys; sys.path = [p for p in sys.path if p]      # not the current folder, which may be a checkout without its core
 QUESTIONS = {QUESTIONS!r}
 def peak_gb():
     with open("/proc/self/status") as lines:
@@ -71,7 +74,7 @@ def watch(process: subprocess.Popen, peaks: dict[str, float]) -> None:
 
 
 def export(checkpoint: Path, plan: Path, work: Path, options) -> dict:
-    command = [sys.executable, "-m", "ps3_sdk", "export", checkpoint, "-o", plan, "--precision", options.precision, "--llm-precision", options.llm_precision]
+    command = [*module("ps3_sdk", "export", checkpoint), "-o", plan, "--precision", options.precision, "--llm-precision", options.llm_precision]
     command += ["--work-dir", work] if options.resumable else []
     start, peaks = time.perf_counter(), {}
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

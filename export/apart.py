@@ -20,6 +20,8 @@ import numpy as np
 
 from ps3_sdk.errors import ExportError
 
+from .child import module
+
 LARGE_BYTES = 256 << 20     # networks with more weights run apart; large results wait on the disk
 
 
@@ -59,7 +61,7 @@ class Apart:
                 _save(Path(folder) / f"{name}.in.npy", array)
             (Path(folder) / "request.json").write_text(json.dumps({**self._request, "inputs": list(inputs), "outputs": list(outputs)}))
             let_go(inputs)
-            result = subprocess.run([sys.executable, "-m", "ps3_sdk.export.apart", folder], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            result = subprocess.run(module("ps3_sdk.export.apart", folder), stdin=subprocess.DEVNULL, capture_output=True, text=True)
             if result.returncode:
                 why = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1][:400]
                 raise ExportError(f"[check] the network {self._name} did not run: {why.rstrip('.')}. Nothing was written. "

@@ -20,6 +20,7 @@ from typing import Callable
 from ps3_sdk.errors import ExportError, Ps3Error
 from ps3_sdk.runtimes.trt_vendor import vendor
 
+from .child import module
 from .to_engine import Plan, build
 
 FIXED_ADDRESSES = 0x0040000     # of personality(2): ADDR_NO_RANDOMIZE
@@ -31,7 +32,7 @@ def build_apart(runtime: str, onnx_path: Path, plan: Plan, folder: Path, progres
     request = {"runtime": runtime, "onnx": str(onnx_path), "plan": {**asdict(plan), "timing_cache": plan.timing_cache and str(plan.timing_cache)}}
     (folder / "request.json").write_text(json.dumps(request))
     # order of Python's sets does not depend on chance in there either
-    process = subprocess.Popen([sys.executable, "-m", "ps3_sdk.export.build_apart", str(folder)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    process = subprocess.Popen(module("ps3_sdk.export.build_apart", folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, env={**os.environ, "PYTHONHASHSEED": "0"})
     try:
         with process.stdout, process.stderr:
@@ -77,7 +78,7 @@ def _fix_addresses(folder: Path) -> None:
     try:
         libc = ctypes.CDLL(None)
         if libc.personality(FIXED_ADDRESSES) != -1:
-            os.execv(sys.executable, [sys.executable, "-m", "ps3_sdk.export.build_apart", str(folder), FIXED])
+            os.execv(sys.executable, module("ps3_sdk.export.build_apart", folder, FIXED))
     except (OSError, AttributeError):
         pass
 

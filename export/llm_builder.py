@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import deque
 from pathlib import Path
 from typing import Callable
 
 from ps3_sdk.errors import ExportError, RuntimeMissingError
 
+from .child import module
 from .reference.vila.config import LlmConfig
 from .weights import INDEX, SINGLE, Checkpoint
 
@@ -95,8 +95,8 @@ def file_stamps(folder: Path) -> list[list]:
 
 
 def _call(checkpoint: Path, place: Path, precision: str) -> None:
-    command = [sys.executable, "-m", "ps3_sdk.export.llm_graph", str(checkpoint), str(place / MODEL), "-i", str(place / "source"), "-o", str(place / "out"),
-               "-p", precision, "-e", PROVIDERS[precision], "-c", str(place / "cache"), "--extra_options", *OPTIONS]
+    command = module("ps3_sdk.export.llm_graph", checkpoint, place / MODEL, "-i", place / "source", "-o", place / "out",
+                     "-p", precision, "-e", PROVIDERS[precision], "-c", place / "cache", "--extra_options", *OPTIONS)
     said: deque[str] = deque(maxlen=40)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                                env={**os.environ, "HF_HUB_OFFLINE": "1"})

@@ -18,6 +18,7 @@ from ps3_sdk.decode import Decoder, DecoderSpec
 from ps3_sdk.errors import ExportError, RuntimeFailedError
 
 from .apart import Placed
+from .child import module
 
 HEAD_ROWS = 4096    # of the language model's head read at a time
 
@@ -49,7 +50,7 @@ class DecoderApart:
             folder = Path(place)
             np.save(folder / "sequence.npy", sequence)
             (folder / "request.json").write_text(json.dumps({**self._request, "rows": rows}))
-            result = subprocess.run([sys.executable, "-m", "ps3_sdk.export.llm_check", place], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            result = subprocess.run(module("ps3_sdk.export.llm_check", place), stdin=subprocess.DEVNULL, capture_output=True, text=True)
             if result.returncode:
                 why = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1][:400]
                 raise ExportError(f"[check] the language model did not run: {why} Nothing was written. Free some memory; if that does not help, report it.")

@@ -56,3 +56,11 @@ def test_no_file_has_more_than_400_lines(folder):
 def test_the_source_folder_alone_says_what_to_do():
     result = subprocess.run([sys.executable, "-S", "-c", "import ps3_sdk"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode and "pip install ." in result.stderr
+
+
+def test_children_do_not_import_the_checkout_they_are_started_in():
+    """A checkout has the package's sources without the compiled core; `python -m` there would import those."""
+    pytest.importorskip("torch", reason="children belong to exports: pip install 'ps3_sdk[export]'")
+    from ps3_sdk.export.child import module
+    result = subprocess.run(module("ps3_sdk", "info"), cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "ps3" in result.stdout, result.stderr
