@@ -163,7 +163,7 @@ class Answer:
         if self.choices:
             lines.append("answer   " + ", ".join(choice_text(choice) for choice in self.choices[:3]))
         elif self.text is not None:
-            lines.append(f"answer   {self.text}" + (f" (confidence {self.confidence:.2f})" if self.confidence is not None else ""))
+            lines.append(f"answer   {self.text}" + (f" (confidence {self.confidence:.2f})" if self.confidence is not None and self.text else ""))
         lines.append("where    " + ("; ".join(place(region) for region in self.regions[:3]) or "low-res only"))
         lines.append(f"looked   {picked} of a {width}x{height} frame")
         lines.append(f"took     {self.timing.total_ms:.0f} ms" + (f" ({stages})" if stages else ""))
