@@ -330,7 +330,7 @@ def fake_builder(monkeypatch, tmp_path, script):
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\n" + script)
     program.chmod(0o755)
-    monkeypatch.setattr(llm_builder.sys, "executable", str(program))
+    monkeypatch.setattr(sys, "executable", str(program))
 
 
 @pytest.mark.parametrize("script, words", [
