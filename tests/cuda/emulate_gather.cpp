@@ -1,4 +1,5 @@
 // gather's kernels run on the processor: everything but the launch itself is the code a GPU runs.
+#include "c_convert.h"
 #include "fake_grid.h"
 #include "gather_kernel.h"
 #include "ps3/c_api.h"
@@ -6,17 +7,6 @@
 using namespace ps3;
 
 namespace {
-
-FrameView view_of(const ps3_frame& frame) {
-  FrameView view;
-  view.format = static_cast<PixelFormat>(frame.format);
-  view.height = frame.height;
-  view.width = frame.width;
-  for (int i = 0; i < 2; ++i) view.plane[i] = {frame.plane[i], frame.stride_bytes[i], frame.size_bytes[i]};
-  view.matrix = static_cast<ColorMatrix>(frame.matrix);
-  view.full_range = frame.full_range != 0;
-  return view;
-}
 
 int answer(const Status& status, char* message) {
   std::strncpy(message, status.message().c_str(), 511);
@@ -71,7 +61,7 @@ extern "C" int emulate_gather(const ps3_frame* frame, int num_parts, const ps3_s
   std::copy_n(mean, 3, normalize.mean);
   std::copy_n(std, 3, normalize.std);
   ops::GatherLaunch launch;
-  status = ops::plan_launch(view_of(*frame), tables, parts, normalize, launch);
+  status = ops::plan_launch(ops::frame_view(*frame), tables, parts, normalize, launch);
   if (!status.ok()) return answer(status, message);
   run_grid(launch.num_blocks, 1, ops::kGatherThreads, static_cast<std::size_t>(launch.shared_bytes), order, [&](const FakeBlock& block, std::uint32_t* shared) {
     half ? ops::gather_block<std::uint16_t>(block, launch, shared) : ops::gather_block<float>(block, launch, shared);
