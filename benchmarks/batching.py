@@ -23,7 +23,7 @@ BATCHES = (1, 2, 4)
 
 
 def mid_size(folder: Path) -> Path:
-    from ps3_sdk.export.default_bundle import byte_tokenizer
+    from ps3_sdk.export.seeded_bundle import byte_tokenizer
     from ps3_sdk.export.make_bundle import Prepared, write
     from ps3_sdk.export.random_checkpoint import RandomCheckpoint
     from ps3_sdk.export.reference.config import Ps3Config

@@ -32,7 +32,7 @@ TEXTS = {"none": None, "siglip": TEXT | {"vocab_size": 32000},
 
 def write_checkpoint(folder: Path, text: str) -> int:
     """A checkpoint as published, tensor by tensor. Returns its bytes."""
-    from ps3_sdk.export.default_bundle import byte_tokenizer
+    from ps3_sdk.export.seeded_bundle import byte_tokenizer
     from ps3_sdk.export.random_checkpoint import RandomCheckpoint
     from ps3_sdk.export.reference.config import Ps3Config
     from ps3_sdk.export.write_bundle import SafetensorsLayout

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import ps3_sdk
-from ps3_sdk.export.default_bundle import CONFIG, byte_tokenizer
+from ps3_sdk.export.seeded_bundle import CONFIG, byte_tokenizer
 from ps3_sdk.export.make_bundle import make_bundle
 
 

@@ -1,4 +1,7 @@
-"""Fixtures every test may use: the default session and a real 4K photograph."""
+"""Fixtures every test may use: a seeded encoder, a session of it, and a real 4K photograph."""
+import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +28,19 @@ def photo():
 
 
 @pytest.fixture(scope="session")
-def session():
+def seeded(tmp_path_factory):
+    """Path of an encoder of seeded random weights, made in a process of its own: this one stays without PyTorch."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "onnx")):
+        pytest.skip("needs ps3_sdk[export]")
+    plan = tmp_path_factory.mktemp("seeded") / "seeded.plan"
+    subprocess.run([sys.executable, "-m", "ps3_sdk.export.seeded_bundle", plan], cwd=plan.parent, check=True, capture_output=True)
+    return plan
+
+
+@pytest.fixture(scope="session")
+def session(seeded):
     import ps3_sdk
-    with ps3_sdk.Session() as opened:
+    with ps3_sdk.Session(seeded) as opened:
         yield opened
 
 

@@ -23,7 +23,6 @@ from ps3_sdk.export.engine_bundle import profiles_of
 from ps3_sdk.export.engine_options import EngineOptions, check_options, rtx_sms
 from ps3_sdk.export.precision import round_bfloat16, to_bfloat16_bits, to_float16, typed
 from ps3_sdk.export.standard_onnx import read_network
-from ps3_sdk.session import DEFAULT_BUNDLE
 
 try:
     import tensorrt_rtx
@@ -71,8 +70,8 @@ BOUND = {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}
 
 
 @pytest.fixture(scope="module")
-def bundle():
-    with Bundle.open(DEFAULT_BUNDLE) as opened:
+def bundle(seeded):
+    with Bundle.open(seeded) as opened:
         yield opened
 
 
@@ -195,31 +194,31 @@ def test_gpus_that_a_release_does_not_know():
         rtx_sms(options(sms=(86, 120)), module)
 
 
-def test_bundles_that_are_no_source(tmp_path):
-    build_engine("default", tmp_path / "half.plan", options("onnx", precision="fp16"))
+def test_bundles_that_are_no_source(seeded, tmp_path):
+    build_engine(seeded, tmp_path / "half.plan", options("onnx", precision="fp16"))
     with pytest.raises(ExportError, match="fp16 for onnxruntime; engines are built from float32"):
         build_engine(tmp_path / "half.plan", tmp_path / "x.plan", options("onnx", precision="fp32"))
     (tmp_path / "no.plan").write_bytes(b"nothing")
     with pytest.raises(BundleError):
         build_engine(tmp_path / "no.plan", tmp_path / "x.plan", options("onnx", precision="fp32"))
     with pytest.raises(ExportError, match="is no folder"):
-        build_engine("default", tmp_path / "no" / "x.plan", options("onnx", precision="fp32"))
+        build_engine(seeded, tmp_path / "no" / "x.plan", options("onnx", precision="fp32"))
     assert sorted(os.listdir(tmp_path)) == ["half.plan", "no.plan"], "nothing half-written is left behind"
 
 
-def test_a_builder_that_is_not_installed_names_its_extra(tmp_path, monkeypatch):
+def test_a_builder_that_is_not_installed_names_its_extra(seeded, tmp_path, monkeypatch):
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     for runtime, extra in (("tensorrt", "trt"), ("tensorrt-rtx", "trt-rtx")):
         with pytest.raises(RuntimeMissingError, match=rf"\[build\] {runtime} .*pip install 'ps3_sdk\[{extra}\]'"):
-            build_engine("default", tmp_path / "x.plan", options(runtime))
+            build_engine(seeded, tmp_path / "x.plan", options(runtime))
     folder = types.ModuleType("tensorrt_rtx")       # what Python makes of an empty folder of that name
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", folder)
     with pytest.raises(RuntimeMissingError, match="is not tensorrt-rtx"):
-        build_engine("default", tmp_path / "x.plan", options())
+        build_engine(seeded, tmp_path / "x.plan", options())
 
 
-def test_tensorrt_without_a_gpu(tmp_path, monkeypatch):
+def test_tensorrt_without_a_gpu(seeded, tmp_path, monkeypatch):
     from ps3_sdk.runtimes import cuda_driver
     monkeypatch.setitem(sys.modules, "tensorrt", types.SimpleNamespace(__version__="10.3.0"))
 
@@ -227,13 +226,13 @@ def test_tensorrt_without_a_gpu(tmp_path, monkeypatch):
         raise RuntimeMissingError("[cuda] there is no NVIDIA driver here.")
     monkeypatch.setattr(cuda_driver, "Driver", none)
     with pytest.raises(ExportError, match="TensorRT builds on the GPU that the engine is for; there is no NVIDIA driver here"):
-        build_engine("default", tmp_path / "x.plan", options("tensorrt"))
+        build_engine(seeded, tmp_path / "x.plan", options("tensorrt"))
 
 
 # -- what is written ------------------------------------------------------------------------------------------------------
 
-def test_the_dry_run_estimates_and_writes_nothing(tmp_path, capsys):
-    assert cli.main(["build", "default", "-o", str(tmp_path / "x.plan"), "--runtime", "tensorrt-rtx", "--sm", "86", "89", "--dry-run"]) == 0
+def test_the_dry_run_estimates_and_writes_nothing(seeded, tmp_path, capsys):
+    assert cli.main(["build", str(seeded), "-o", str(tmp_path / "x.plan"), "--runtime", "tensorrt-rtx", "--sm", "86", "89", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "expected" in out and "RAM" in out and "encode_prompt" in out and "sm_86 (RTX 30), sm_89 (RTX 40)" in out
     assert not os.listdir(tmp_path)
@@ -247,18 +246,18 @@ def test_profiles_are_the_two_passes(bundle):
     assert profiles_of("encode", bundle.manifest, options(max_tokens=9000))[1]["tokens"] == (1, look, 9000)
 
 
-def test_a_precision_too_coarse_is_refused_before_anything_is_built(tmp_path, monkeypatch):
+def test_a_precision_too_coarse_is_refused_before_anything_is_built(seeded, tmp_path, monkeypatch):
     from ps3_sdk import verify
     monkeypatch.setitem(verify.LIMITS, "fp16", (1e-6, 0.99, 0.9999))
     with pytest.raises(ExportError, match=r"in fp16 encode_low is off by .*Nothing was written. Build with --precision bf16 or fp32"):
-        build_engine("default", tmp_path / "x.plan", options("onnx", precision="fp16"))
+        build_engine(seeded, tmp_path / "x.plan", options("onnx", precision="fp16"))
     assert not os.listdir(tmp_path)
 
 
 @needs_rtx
-def test_real_engines_for_three_gpus_are_the_same_twice(tmp_path):
+def test_real_engines_for_three_gpus_are_the_same_twice(seeded, tmp_path):
     for name in ("a.plan", "b.plan"):
-        build_engine("default", tmp_path / name, options(sms=(86, 89, 120)))
+        build_engine(seeded, tmp_path / name, options(sms=(86, 89, 120)))
     with Bundle.open(tmp_path / "a.plan") as a, Bundle.open(tmp_path / "b.plan") as b:
         record = a.manifest["networks"]["encode"]["engine"]
         assert record["sms"] == [86, 89, 120] and record["builder"] == tensorrt_rtx.__version__
@@ -275,8 +274,8 @@ def test_real_engines_for_three_gpus_are_the_same_twice(tmp_path):
 
 @needs_rtx
 @pytest.mark.parametrize("precision, sms", [("bf16", (86,)), ("fp8", (89, 120)), ("int8", (86,)), ("fp32", (86,))])
-def test_real_engines_in_every_precision(tmp_path, frames, precision, sms):
-    lines = build_engine("default", tmp_path / "a.plan", options(sms=sms, precision=precision, calibrate=frames if precision in ("fp8", "int8") else None))
+def test_real_engines_in_every_precision(seeded, tmp_path, frames, precision, sms):
+    lines = build_engine(seeded, tmp_path / "a.plan", options(sms=sms, precision=precision, calibrate=frames if precision in ("fp8", "int8") else None))
     with Bundle.open(tmp_path / "a.plan") as made:
         assert made.manifest["networks"]["encode"]["precision"] == precision
         assert made.manifest["verify"]["on_a_frame"] == (precision in ("fp8", "int8"))
@@ -294,14 +293,14 @@ def test_real_engines_in_int4(tmp_path):
 
 
 @needs_rtx
-def test_a_real_engine_is_refused_where_there_is_no_driver(tmp_path):
+def test_a_real_engine_is_refused_where_there_is_no_driver(seeded, tmp_path):
     try:
         from ps3_sdk.runtimes.cuda_driver import Driver
         Driver().close()
         pytest.skip("there is a GPU here")
     except RuntimeMissingError:
         pass
-    build_engine("default", tmp_path / "a.plan", options(sms=(86,)))
+    build_engine(seeded, tmp_path / "a.plan", options(sms=(86,)))
     with pytest.raises(RuntimeMissingError, match="no NVIDIA driver here.*--runtime onnx"):
         ps3_sdk.Session(tmp_path / "a.plan")
 
@@ -317,14 +316,14 @@ def test_layers_go_back_to_float16_while_a_stage_is_off(bundle):
     assert last.num_quantised(graph) > 0
 
 
-def test_the_script_of_the_checkout_is_the_command(tmp_path):
-    result = subprocess.run([sys.executable, ROOT / "export" / "build_engine.py", "default", "-o", tmp_path / "x.plan", "--runtime", "onnx", "--dry-run"], capture_output=True,
+def test_the_script_of_the_checkout_is_the_command(seeded, tmp_path):
+    result = subprocess.run([sys.executable, ROOT / "export" / "build_engine.py", seeded, "-o", tmp_path / "x.plan", "--runtime", "onnx", "--dry-run"], capture_output=True,
                             text=True, cwd=tmp_path)
     assert result.returncode == 0 and "would build onnx in fp32" in result.stdout, result.stderr
 
 
-def test_the_bundle_is_json_and_complete(tmp_path):
-    build_engine("default", tmp_path / "x.plan", options("onnx", precision="fp32", check_frame=PHOTO))
+def test_the_bundle_is_json_and_complete(seeded, tmp_path):
+    build_engine(seeded, tmp_path / "x.plan", options("onnx", precision="fp32", check_frame=PHOTO))
     with Bundle.open(tmp_path / "x.plan") as made:
         text = json.loads(bytes(made.member("manifest.json")))
         assert text["verify"]["on_a_frame"] and "3840x2160" in text["parity"]["encode_low"]["inputs"] and text["parity"]["encode_low"]["max_relative_error"] < 1e-5

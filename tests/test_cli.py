@@ -16,16 +16,16 @@ def run(capsys, *arguments):
     return code, out, err
 
 
-def test_ask_ends_with_what_and_where(capsys, photo_path, tmp_path):
+def test_ask_ends_with_what_and_where(capsys, seeded, photo_path, tmp_path):
     picture = tmp_path / "seen.jpg"
-    code, out, _ = run(capsys, "ask", photo_path, "the name plate", "--tokens", 200, "--overlay", picture)
+    code, out, _ = run(capsys, "ask", photo_path, "the name plate", "--bundle", seeded, "--tokens", 200, "--overlay", picture)
     last = out.strip().splitlines()[-1]
     assert code == 0 and picture.stat().st_size > 100_000
     assert "the name plate" in last and "prob" in last and str(picture) in last
 
 
-def test_ask_json_is_one_document_and_complete(capsys, photo_path):
-    code, out, _ = run(capsys, "ask", photo_path, "a boat", "--tokens", 64, "--choices", "red", "blue", "--json")
+def test_ask_json_is_one_document_and_complete(capsys, seeded, photo_path):
+    code, out, _ = run(capsys, "ask", photo_path, "a boat", "--bundle", seeded, "--tokens", 64, "--choices", "red", "blue", "--json")
     answer = json.loads(out)
     assert code == 0 and answer["prompt"] == "a boat" and answer["frame_size"] == [2160, 3840]
     assert {choice["text"] for choice in answer["choices"]} == {"red", "blue"}
@@ -38,9 +38,9 @@ def test_ask_reads_a_picture_from_stdin(photo_path, tmp_path):
     assert b"3840x2160" in result.stdout
 
 
-def test_encode_writes_the_promised_arrays(capsys, photo_path, tmp_path):
+def test_encode_writes_the_promised_arrays(capsys, seeded, photo_path, tmp_path):
     target = tmp_path / "f.npz"
-    code, out, _ = run(capsys, "encode", photo_path, "--prompt", "a boat", "--tokens", 300, "-o", target)
+    code, out, _ = run(capsys, "encode", photo_path, "--bundle", seeded, "--prompt", "a boat", "--tokens", 300, "-o", target)
     arrays = np.load(target)
     grids = {756: 54, 1512: 108, 3780: 270}
     assert code == 0 and set(arrays.files) == {"tokens"} | {f"{kind}_{px}" for kind in ("prob", "picked") for px in grids}
@@ -50,9 +50,9 @@ def test_encode_writes_the_promised_arrays(capsys, photo_path, tmp_path):
     assert str(target) in out
 
 
-def test_encode_takes_a_prompt_embedding(capsys, photo_path, tmp_path):
+def test_encode_takes_a_prompt_embedding(capsys, seeded, photo_path, tmp_path):
     np.save(tmp_path / "v.npy", np.ones(48, np.float32))
-    assert run(capsys, "encode", photo_path, "--prompt-embedding", tmp_path / "v.npy", "--tokens", 8, "-o", tmp_path / "f.npz")[0] == 0
+    assert run(capsys, "encode", photo_path, "--bundle", seeded, "--prompt-embedding", tmp_path / "v.npy", "--tokens", 8, "-o", tmp_path / "f.npz")[0] == 0
     (tmp_path / "v.npy").write_bytes(b"no array")
     code, _, err = run(capsys, "encode", photo_path, "--prompt-embedding", tmp_path / "v.npy", "-o", tmp_path / "g.npz")
     assert code == 1 and "v.npy" in err and not (tmp_path / "g.npz").exists()
@@ -82,12 +82,12 @@ def test_errors_are_one_line_and_exit_1(capsys, photo_path, arguments, says):
     assert code == 1 and says in err and err.startswith("ps3: [") and "Traceback" not in err
 
 
-def test_info_is_a_data_sheet(capsys):
-    code, out, _ = run(capsys, "info")
+def test_info_is_a_data_sheet(capsys, seeded):
+    code, out, _ = run(capsys, "info", seeded)
     assert code == 0
     for word in ("encode", "score_features", "encode_prompt", "3780", "random", "sha256"):
         assert word in out
-    code, out, _ = run(capsys, "info", "--json")
+    code, out, _ = run(capsys, "info", seeded, "--json")
     assert json.loads(out)["format"] == "ps3-bundle"
 
 

@@ -91,9 +91,9 @@ def test_scenes_through_an_encoder(session, scenes, tmp_path):
     assert len((tmp_path / f"results-{summary['settings_hash']}.jsonl").read_text().splitlines()) == 17
 
 
-def test_the_command(capsys, folder):
+def test_the_command(capsys, seeded, folder):
     path = write(folder / "q.jsonl", {**GOOD, "choices": ["41", "42"], "box_px": [0, 0, 9, 9]}, {**GOOD, "answer": ""})
-    assert cli.main(["eval", str(path), "--tokens", "8", "--json", "-o", str(folder / "out")]) == 0
+    assert cli.main(["eval", str(path), "--bundle", str(seeded), "--tokens", "8", "--json", "-o", str(folder / "out")]) == 0
     out, err = capsys.readouterr()
     summary = json.loads(out)
     assert summary == json.loads((folder / "out/summary.json").read_text()) and "2/2" in err
@@ -185,6 +185,6 @@ def test_tiles_are_encoded_as_frames_and_scales_as_tiles(speaker, photo, ways):
     assert ways.say(speaker, look, "What?", stacked, 2)[1] > 2 * len(look.rows)
 
 
-def test_the_benchmark_refuses_a_bundle_that_says_nothing(tmp_path):
-    result = subprocess.run([sys.executable, ROOT / "benchmarks/resolution.py", "--questions", "1", "--fallback", "-o", tmp_path], capture_output=True, text=True, cwd=tmp_path)
+def test_the_benchmark_refuses_a_bundle_that_says_nothing(seeded, tmp_path):
+    result = subprocess.run([sys.executable, ROOT / "benchmarks/resolution.py", "--bundle", seeded, "--questions", "1", "--fallback", "-o", tmp_path], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 1 and "no language model" in result.stderr and "Traceback" not in result.stderr

@@ -133,9 +133,9 @@ def test_what_a_language_model_lacks_is_named(plans, model, missing):
         ps3_sdk.Session(plans[PROMPTED], language_model=model)
 
 
-def test_encoders_take_no_language_model():
+def test_encoders_take_no_language_model(seeded):
     with pytest.raises(InputError, match="is an encoder"):
-        ps3_sdk.Session(language_model=object())
+        ps3_sdk.Session(seeded, language_model=object())
 
 
 # -- licences -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from ps3_sdk import Session
 from ps3_sdk.errors import RuntimeFailedError
 from ps3_sdk.runtimes import ort
-from ps3_sdk.session import DEFAULT_BUNDLE
 
 
 @pytest.fixture
@@ -21,8 +20,8 @@ def tokens_of(session, photo):
     return encoding.tokens, encoding.prob
 
 
-def test_answers_are_the_same(photo, session, large):
-    with Session() as passing:
+def test_answers_are_the_same(photo, seeded, session, large):
+    with Session(seeded) as passing:
         kinds = {name: type(network).__name__ for name, network in passing._networks.items()}
         assert kinds == {"encode": "OrtNetwork", "score_features": "PassingOrtNetwork", "pool": "OrtNetwork", "encode_prompt": "PassingOrtNetwork"}
         for ours, theirs in zip(tokens_of(passing, photo), tokens_of(session, photo)):
@@ -31,12 +30,12 @@ def test_answers_are_the_same(photo, session, large):
 
 
 @pytest.mark.parametrize("how", ["replaced", "removed"])
-def test_a_bundle_that_changes_on_the_disk_is_gone_on_with(tmp_path, photo, session, large, how):
+def test_a_bundle_that_changes_on_the_disk_is_gone_on_with(tmp_path, photo, seeded, session, large, how):
     plan = tmp_path / "engine.plan"
-    shutil.copy(DEFAULT_BUNDLE, plan)
+    shutil.copy(seeded, plan)
     with Session(plan) as passing:
         if how == "replaced":
-            (tmp_path / "new").write_bytes(DEFAULT_BUNDLE.read_bytes().replace(b'"ps3-seeded"', b'"another-ps"').replace(b"\x3d", b"\x3e"))
+            (tmp_path / "new").write_bytes(seeded.read_bytes().replace(b'"ps3-seeded"', b'"another-ps"').replace(b"\x3d", b"\x3e"))
             (tmp_path / "new").rename(plan)
         else:
             plan.unlink()
@@ -44,9 +43,9 @@ def test_a_bundle_that_changes_on_the_disk_is_gone_on_with(tmp_path, photo, sess
             assert np.array_equal(ours, theirs)
 
 
-def test_a_network_that_cannot_be_opened_is_found_when_the_session_opens(large, monkeypatch):
+def test_a_network_that_cannot_be_opened_is_found_when_the_session_opens(seeded, large, monkeypatch):
     def broken(*_, **__):
         raise ValueError("no such operator")
     monkeypatch.setattr(onnxruntime, "InferenceSession", broken)
     with pytest.raises(RuntimeFailedError, match="no such operator"):
-        Session()
+        Session(seeded)

@@ -80,12 +80,12 @@ def test_choices_are_ranked_by_similarity(session, photo):
     assert "decode" in answer.timing.stages_ms
 
 
-def test_several_frames_are_asked_each_by_itself(session, photo):
+def test_several_frames_are_asked_each_by_itself(session, seeded, photo):
     flipped = np.ascontiguousarray(photo[:, ::-1])
     answers = session.ask_frames([photo, session.look(flipped)], "a boat", tokens=64)
     assert np.array_equal(answers[0].prob, session.ask(photo, "a boat", tokens=64).prob)
     assert np.array_equal(answers[1].prob, session.ask(flipped, "a boat", tokens=64).prob)
-    with ps3_sdk.Session() as other, pytest.raises(errors.InputError, match="another session"):
+    with ps3_sdk.Session(seeded) as other, pytest.raises(errors.InputError, match="another session"):
         other.ask_frames([session.look(photo)], "a boat")
     for wrong in ([], photo, None):
         with pytest.raises(errors.InputError, match="frames is"):
@@ -162,7 +162,7 @@ def test_a_frame_of_one_pixel_is_answered(session):
     (np.full(48, np.nan, np.float32), "48 NaN"), (np.zeros(7, np.float32), r"\(7,\)"), (np.zeros(48, np.int64), "int64"), ("text", "<U4"),
 ])
 def test_bad_prompt_embeddings_are_refused(session, photo, vector, says):
-    assert session.geometry["width"] == 48, "the default bundle's width is written into this test"
+    assert session.geometry["width"] == 48, "the seeded encoder's width is written into this test"
     with pytest.raises(errors.InputError, match=says):
         session.encode(photo, prompt_embedding=vector)
 
@@ -196,8 +196,8 @@ def test_two_threads_may_ask_one_session(session, photo):
         assert all(np.array_equal(alone[prompt].picked[px], together[prompt].picked[px]) for px in HIGH)
 
 
-def test_a_closed_session_says_so(photo):
-    session = ps3_sdk.Session()
+def test_a_closed_session_says_so(seeded, photo):
+    session = ps3_sdk.Session(seeded)
     look = session.look(photo)
     session.close()
     session.close()

@@ -16,9 +16,9 @@ def resident_mb():
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1e3
 
 
-def test_asking_again_and_again_takes_no_more_memory(photo):
+def test_asking_again_and_again_takes_no_more_memory(seeded, photo):
     budgets = [2000, 100, 700, 1500]
-    with ps3_sdk.Session() as session:
+    with ps3_sdk.Session(seeded) as session:
         def ask(i):
             session.ask(photo, f"thing {i}", tokens=budgets[i % len(budgets)], choices=["red", "green"])
         for i in range(16):

@@ -23,12 +23,12 @@ TOKENS = 64
 
 
 @pytest.fixture(scope="module")
-def plans(standin, tmp_path_factory):
+def plans(seeded, standin, tmp_path_factory):
     """{runtime: engine.plan}: fp16 engines of the stand-in, and the same networks for ONNX Runtime."""
     folder = tmp_path_factory.mktemp("plans")
     options = {"tensorrt": EngineOptions("tensorrt", max_tokens=2559, max_batch=2), "onnx": EngineOptions("onnx", precision="fp16")}
     for runtime, each in options.items():
-        build_engine("default", folder / f"{runtime}.plan", each)
+        build_engine(seeded, folder / f"{runtime}.plan", each)
     return {runtime: folder / f"{runtime}.plan" for runtime in options}
 
 
@@ -135,22 +135,22 @@ def test_verify_measures_on_this_machine_and_names_the_stage(plans, gpu, monkeyp
     assert caught.value.report.errors["encode_low"] > 0.1
 
 
-def test_the_same_path_drives_plain_tensorrt(gpu, tmp_path):
+def test_the_same_path_drives_plain_tensorrt(seeded, gpu, tmp_path):
     """Options, progress, timing cache, refusals of the builder."""
     cache, lines = tmp_path / "kernels.cache", []
-    build_engine("default", tmp_path / "a.plan", EngineOptions("tensorrt", timing_cache=cache, workspace_gb=1.0), progress=lines.append)
+    build_engine(seeded, tmp_path / "a.plan", EngineOptions("tensorrt", timing_cache=cache, workspace_gb=1.0), progress=lines.append)
     assert cache.read_bytes() == b"timed" * 4 and "build encode: 100 %" in lines
     with Bundle.open(tmp_path / "a.plan") as made:
         entry = made.manifest["networks"]["encode"]
         assert entry["runtime"] == "tensorrt" and entry["engine"]["sms"] == [87] and entry["engine"]["workspace_bytes"] == 1 << 30 and entry["weights"] is None
         assert made.manifest["tools"]["tensorrt"] == "10.3.0" and not any(name.endswith(".onnx") for name in made.members)
     with pytest.raises(ExportError, match="tensorrt 10.3.0 did not build encode: Could not find any implementation.*larger --workspace than"):
-        build_engine("default", tmp_path / "b.plan", EngineOptions("tensorrt", workspace_gb=0.0001))
+        build_engine(seeded, tmp_path / "b.plan", EngineOptions("tensorrt", workspace_gb=0.0001))
     cache.write_bytes(b"of another")
     with pytest.raises(ExportError, match="timing cache .* is of another GPU"):
-        build_engine("default", tmp_path / "b.plan", EngineOptions("tensorrt", timing_cache=cache))
+        build_engine(seeded, tmp_path / "b.plan", EngineOptions("tensorrt", timing_cache=cache))
     with pytest.raises(ExportError, match="sm 86 was asked for; TensorRT builds for the GPU it runs on, here sm_87"):
-        build_engine("default", tmp_path / "b.plan", EngineOptions("tensorrt", sms=(86,)))
+        build_engine(seeded, tmp_path / "b.plan", EngineOptions("tensorrt", sms=(86,)))
     with pytest.raises(InputError, match="only TensorRT times its kernels"):
         check_options(EngineOptions("tensorrt-rtx", timing_cache=cache))
     assert not (tmp_path / "b.plan").exists()

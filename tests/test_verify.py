@@ -11,14 +11,14 @@ from ps3_sdk.bundle import Bundle
 from ps3_sdk.errors import BundleError, RuntimeFailedError
 from ps3_sdk.export.build_engine import build_engine
 from ps3_sdk.export.engine_options import EngineOptions
-from ps3_sdk.session import DEFAULT_BUNDLE, Session
+from ps3_sdk.session import Session
 from ps3_sdk.verify import LIMITS, Report, compare, frame_of, observe, precision_of, sample, verify
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory):
+def plan(seeded, tmp_path_factory):
     path = tmp_path_factory.mktemp("verify") / "half.plan"
-    build_engine("default", path, EngineOptions("onnx", precision="fp16"))
+    build_engine(seeded, path, EngineOptions("onnx", precision="fp16"))
     return path
 
 
@@ -47,9 +47,9 @@ def test_a_machine_that_computes_otherwise_is_refused_by_stage(plan, monkeypatch
     assert "encode_high is off" in capsys.readouterr().err and not json.loads((tmp_path / "r.json").read_text())["passed"]
 
 
-def test_bundles_without_reference_values_say_how_to_get_them():
+def test_bundles_without_reference_values_say_how_to_get_them(seeded):
     with pytest.raises(BundleError, match="no reference values.*ps3 build .* --runtime onnx"):
-        verify(DEFAULT_BUNDLE)
+        verify(seeded)
 
 
 def test_reference_values_that_do_not_fit_are_a_bad_bundle(plan, monkeypatch):

@@ -49,7 +49,7 @@ def write(folder: Path, c: dict | None = None, *, seed: int = 0, dtype: str = "f
     import torch
     from safetensors.torch import save_file
 
-    from ps3_sdk.export.default_bundle import byte_tokenizer
+    from ps3_sdk.export.seeded_bundle import byte_tokenizer
     c = c or config()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(c))

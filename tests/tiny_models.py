@@ -55,7 +55,7 @@ def write(folder: str | Path, values: dict | None = None, *, seed: int = 0, dtyp
     put("preprocessor_config.json", {"image_size": [parsed.vision.scales_px[-1]] * 2, "mean": [0.5] * 3, "std": [0.5] * 3,
                                      "resize_mode": "squash", "interpolation": "bicubic"})
     if parsed.text is not None:
-        from ps3_sdk.export.default_bundle import byte_tokenizer
+        from ps3_sdk.export.seeded_bundle import byte_tokenizer
         (folder / "tokenizer.json").write_bytes(byte_tokenizer())
         put("tokenizer_config.json", {"tokenizer_name": "tiny", "context_length": parsed.text.context_length, "clean": "canonicalize"})
     source = RandomCheckpoint(parsed, seed)
