@@ -140,18 +140,18 @@ def test_spelling_reads_the_blocks_it_is_given(folder):
     patches, labels = torch.randn(2, 108, 588), torch.zeros(2, 108, 2, dtype=torch.int64)
     optimiser, losses = Optimiser(speller, muon_lr=0.02, adam_lr=1e-2), []
     for _ in range(25):
-        _, answer, slots, right = speller(patches, ids, labels, [np.array([0, 1]), np.array([2])], ["AB", "7"], np.random.default_rng(0))
+        _, answer, slots, right = speller(patches, ids, labels, [(0, np.array([0, 1]), "AB"), (1, np.array([2]), "7"), (1, np.array([3, 12]), "XY")], np.random.default_rng(0))
         answer.backward()
         optimiser.step()
         losses.append(float(answer.detach()))
-    assert slots.shape == (2, 108, 2, len(CHARACTERS) + 1) and losses[-1] < 0.5 * losses[0] and len(right) == 2
+    assert slots.shape == (2, 108, 2, len(CHARACTERS) + 1) and losses[-1] < 0.5 * losses[0] and len(right) == 3
 
 
 @pytest.mark.parametrize("kind", [Joint, Closely])
 def test_a_scene_is_learnt_the_whole_way(folder, scene, kind):
     model = nano.new_model(folder)
     joint = kind(model, Reader(model.vision.vision_model))
-    example = make_example(scene, np.random.default_rng(0), max_questions=3)
+    example = make_example(scene, np.random.default_rng(0), answers=3)
     optimiser, losses = Optimiser(joint, muon_lr=0.01, adam_lr=3e-3), []
     for _ in range(8):
         loss, measures = joint(example, np.random.default_rng(0))
@@ -167,7 +167,7 @@ def test_the_joint_pass_is_the_references(folder, scene):
     model = nano.new_model(folder).eval()
     joint = Joint(model, Reader(model.vision.vision_model))
     small = SimpleNamespace(frame=scene.frame, items=scene.items, questions=scene.questions)
-    example = make_example(small, np.random.default_rng(0), max_questions=2)
+    example = make_example(small, np.random.default_rng(0), answers=2)
     seen = model.look(scene.frame)
     with torch.no_grad():
         _, _, low_rows = joint.see_low(example)

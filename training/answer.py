@@ -1,6 +1,8 @@
-"""Stage 2 of the recipe: python -m training.answer RUN --steps 4000. Scenes, the whole way of an answer. Continues where it was stopped.
+"""Stages 2 and 3 of the recipe: python -m training.answer POOL RUN --steps 4000. Scenes, the whole way of an answer. Continues where it was stopped.
 
-Begins with what training.spell left in RUN/spell. Frames are made by --workers other processes meanwhile.
+Stage 2 begins with what training.spell left in RUN/spell, and goes on spelling beside, so that reading is not forgotten. --closely is
+stage 3: it begins with RUN/answer, and what is read lies in places that the model itself picked, at every scale. Frames are made by
+--workers other processes meanwhile.
 """
 from __future__ import annotations
 
@@ -10,56 +12,81 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import nano
+from . import machine, nano
+from .closely import Closely
 from .examples import make_example
 from .frames import Ring
 from .joint import Joint
 from .optimiser import Optimiser, schedule
-from .reading import Reader
+from .reading import DensePool, Reader
+from .spell import Speller, begin, words_batch
 from .state import Run
 
 LOG_EVERY, CHECK_EVERY, SAVE_EVERY = 10, 100, 50
 NUM_CHECKED = 24
+SPELT = 16              # windows a step, of which SPELT_WORDS words are asked each
+SPELT_WORDS = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pool", type=Path)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--closely", action="store_true", help="stage 3")
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--scenes", type=int, default=4, help="per step")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--uses", type=int, default=3, help="of each frame, with other questions and windows")
-    parser.add_argument("--ring", type=int, default=40, help="frames in memory, 25 MB each")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scenes", type=int, default=3, help="per step and process")
+    parser.add_argument("--places", type=int, default=4, help="of the low-res grid that stage 3 looks at")
+    parser.add_argument("--workers", type=int, default=1, help="that make frames, per process")
+    parser.add_argument("--uses", type=int, default=4, help="of each frame, with other questions and windows")
+    parser.add_argument("--ring", type=int, default=40, help="frames in memory, 25 MB each, per process")
     parser.add_argument("--lr", type=float, default=1.0, help="factor on both learning rates")
-    parser.add_argument("--seed", type=int, default=0)
+    machine.add_options(parser)
     options = parser.parse_args()
+    nano.write_folder(options.run / "model")
+    machine.launch(work, options)
 
+
+def work(options: argparse.Namespace, rank: int) -> None:
+    stage, before = ("closely", "answer") if options.closely else ("answer", "spell")
+    pool = DensePool(options.pool, "train")
     model = nano.new_model(options.run / "model", options.seed)
-    joint = Joint(model, Reader(model.vision.vision_model))
-    spelt = torch.load(options.run / "spell" / "state.pt", map_location="cpu", weights_only=True)["model"]
-    joint.load_state_dict(spelt, strict=False)              # all but the contrast's temperature
+    reader = Reader(model.vision.vision_model)
+    joint = Closely(model, reader, options.places) if options.closely else Joint(model, reader)
+    begin(joint, options.run, before)
+    speller = Speller(model, reader)
     optimiser = Optimiser(joint, muon_lr=0.01, adam_lr=1e-3)
-    run = Run(options.run / "answer", joint, optimiser)
+    run = Run(options.run / stage, joint, optimiser)
     joint.to(options.device)
-    rng = np.random.default_rng([options.seed, run.step])
-    ring = Ring("train", options.seed, options.ring, options.uses, options.workers, start=run.step * options.scenes // options.uses)
-    held_out = _held_out()
+    joint.see, see = machine.compiled(joint.see, options), machine.compiled(speller.see, options)
+    rng = np.random.default_rng([options.seed, run.step, rank])
+    first = (run.step * options.scenes // options.uses * options.processes + rank * 100_000)
+    ring = Ring("train", options.seed, options.ring, options.uses, options.workers, start=first)
+    held_out = [] if rank else _held_out()
     sums: dict[str, list[float]] = {}
     try:
         while run.step < options.steps:
+            reader.smooth = None            # its table is trained in this stage
+            with machine.half(options):
+                patches, ids, labels, words = words_batch(pool, rng, SPELT, SPELT_WORDS, augment=True)
+                slot, answer, _, right = speller(*(t.to(options.device) for t in (patches, ids, labels)), words, rng, see)
+            (slot + answer).backward()
+            sums.setdefault("spelt", []).append(float(np.mean(right)))
             for _ in range(options.scenes):
-                loss, measures = joint(make_example(ring.next(), rng), rng)
+                with machine.half(options):
+                    loss, measures = joint(make_example(ring.next(), rng), rng)
                 (loss / options.scenes).backward()
                 for key, value in measures.items():
                     sums.setdefault(key, []).append(value)
             optimiser.step(options.lr * schedule(run.step / options.steps))
             run.step += 1
+            if rank:
+                sums = {}
+                continue
             if run.step % LOG_EVERY == 0:
                 run.log(**{key: float(np.nanmean(values)) for key, values in sums.items() if not np.isnan(values).all()})
                 sums = {}
             if run.step % CHECK_EVERY == 0:
-                run.log(**{f"val_{key}": value for key, value in check(joint, held_out).items()})
+                run.log(**{f"val_{key}": value for key, value in check(joint, held_out, options).items()})
             if run.step % SAVE_EVERY == 0 or run.step == options.steps:
                 run.save()
                 nano.save(model, options.run / "model")
@@ -74,11 +101,13 @@ def _held_out() -> list:
 
 
 @torch.no_grad()
-def check(joint: Joint, examples: list) -> dict[str, float]:
+def check(joint: Joint, examples: list, options: argparse.Namespace) -> dict[str, float]:
     """Mean measures on held-out examples; exact: answers whose every token is the most probable one."""
     rng, found = np.random.default_rng(0), {}
     for example in examples:
-        for key, value in joint(example, rng)[1].items():
+        with machine.half(options):
+            measures = joint(example, rng)[1]
+        for key, value in measures.items():
             found.setdefault(key, []).append(value)
     return {key: float(np.nanmean(values)) for key, values in found.items()}
 

@@ -33,9 +33,10 @@ class Closely(Joint):
         losses = {}
         losses["where"], measures = self.where(score, prompts, truth)
         losses["prior"], _ = self.where(score, vision.prior_prompt[None], example.signs.float()[None].to(self.device))
+        share = self.true_share if torch.is_grad_enabled() else 0.0
         with torch.no_grad():
-            prob = vision.score(score[0].expand(len(chosen), -1, -1), None if score[1] is None else score[1].expand(len(chosen), -1, -1), prompts).flatten(1)
-            mixed = torch.where((torch.rand(len(chosen), 1, device=prob.device) < self.true_share) & (truth.flatten(1) > 0), prob + 1, prob)
+            prob = self.prob(score, prompts)
+            mixed = torch.where((torch.rand(len(chosen), 1, device=prob.device) < share) & (truth.flatten(1) > 0), prob + truth.flatten(1), prob)
             picked = mixed.topk(self.places, dim=1).indices.sort(dim=1).values
         answers, right = [], []
         for (_, answer, _, _), ids, cells in zip(chosen, asked_ids, picked):
@@ -50,7 +51,7 @@ class Closely(Joint):
 
     def look(self, example: Example, seen, cells: Tensor) -> Tensor:
         """All patches of some low-res places, (k,) int64 ascending, seen together -> rows of the language model, scale by scale."""
-        vision, patches, positions, all_ids = self.model.vision.vision_model, [], [], []
+        patches, positions, all_ids = [], [], []
         for index, px in enumerate(SCALES, 1):
             side = px // PATCH_PX // LOW_GRID
             rows, columns = (cells // LOW_GRID).cpu()[:, None] * side + torch.arange(side), (cells % LOW_GRID).cpu()[:, None] * side + torch.arange(side)
@@ -58,7 +59,7 @@ class Closely(Joint):
             all_ids.append(ids.to(self.device))
             patches.append(normalised(example.frame, px, PATCH_PX, ids.numpy()).to(self.device))
             positions.append(self.positions(index, all_ids[-1]))
-        high = vision.trunk(torch.cat(patches)[None], torch.cat(positions)[None], seen.kv).hidden[-1][0]
+        high = self.see(torch.cat(patches)[None], torch.cat(positions)[None], seen.kv).hidden[-1][0]
         rows = []
         for index, (px, ids, tokens) in enumerate(zip(SCALES, all_ids, high.split([len(ids) for ids in all_ids])), 1):
             grid = px // PATCH_PX

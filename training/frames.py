@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import multiprocessing as mp
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
@@ -10,11 +10,12 @@ import numpy as np
 
 @dataclass
 class Slot:
-    """frame: (h, w, 3) uint8 in shared memory | items, questions: of the scene | left: uses before it is made anew."""
+    """frame: (h, w, 3) uint8 in shared memory | items, questions: of the scene, other questions at each use | left: uses before it is made anew."""
     frame: np.ndarray
     items: list
     questions: list
     left: int
+    more: list = field(default_factory=list)
 
 
 class Ring:
@@ -34,18 +35,19 @@ class Ring:
         for i in range(size):
             self._free.put(i)
         names = [memory.name for memory in self._memory]
-        self._workers = [context.Process(target=_work, args=(names, self._free, self._ready, split, seed, start + n, workers, frame_px, domains), daemon=True) for n in range(workers)]
+        self._workers = [context.Process(target=_work, args=(names, self._free, self._ready, split, seed, start + n, workers, frame_px, domains, uses), daemon=True) for n in range(workers)]
         for worker in self._workers:
             worker.start()
 
     def next(self) -> Slot:
         """A scene; its frame stays as it is until `uses` calls have given it."""
         while not self._slots or not self._ready.empty():
-            i, items, questions = self._ready.get(timeout=600)
-            self._slots[i] = Slot(self._arrays[i], items, questions, self.uses)
+            i, items, more = self._ready.get(timeout=600)
+            self._slots[i] = Slot(self._arrays[i], items, [], self.uses, more)
         i = int(self._rng.choice(list(self._slots)))
         slot = self._slots[i]
         slot.left -= 1
+        slot.questions = slot.more[slot.left % len(slot.more)]
         if slot.left <= 0 and len(self._slots) > 1:
             slot = Slot(slot.frame.copy(), slot.items, slot.questions, 0)      # the worker overwrites it at once
             del self._slots[i]
@@ -61,7 +63,7 @@ class Ring:
             memory.unlink()
 
 
-def _work(names, free, ready, split, seed, first, stride, frame_px, domains) -> None:
+def _work(names, free, ready, split, seed, first, stride, frame_px, domains, uses) -> None:
     from .scenes import Scenes
     memory = [SharedMemory(name=name) for name in names]
     scenes = Scenes(split=split, seed=seed, frame_px=frame_px, **({"domains": domains} if domains else {}))
@@ -70,5 +72,6 @@ def _work(names, free, ready, split, seed, first, stride, frame_px, domains) -> 
         i = free.get()
         scene = scenes[index]
         np.ndarray((*frame_px, 3), np.uint8, memory[i].buf)[:] = scene.frame
-        ready.put((i, scene.items, scene.questions))
+        rng = np.random.default_rng([seed, index, 77])
+        ready.put((i, scene.items, [scenes.ask(rng, scene.domain, scene.items) for _ in range(uses)]))
         index += stride

@@ -24,6 +24,7 @@ class Joint(nn.Module):
         self.model, self.reader = model, reader
         self.log_temperature = nn.Parameter(torch.tensor(2.5))      # of the contrast between places
         self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
+        self.see = lambda patches, position, past=None: model.vision.vision_model.trunk(patches, position, past)
 
     def positions(self, index: int, ids: Tensor) -> Tensor:
         """Position rows (.., width) of patches of a scale."""
@@ -38,9 +39,9 @@ class Joint(nn.Module):
     def see_low(self, example: Example):
         """The low-res pass: trunk output, what prompts are compared with, rows of the language model."""
         vision, config = self.model.vision.vision_model, self.model.config
-        seen = vision.trunk(example.low.to(self.device), self.positions(0, torch.arange(LOW_GRID ** 2, device=self.device))[None])
+        seen = self.see(example.low.to(self.device), self.positions(0, torch.arange(LOW_GRID ** 2, device=self.device))[None])
         features = torch.cat([seen.hidden[i] for i in config.vision.select_based_on_layer], dim=-1)
-        score = (vision.score_features(features), vision.view_features(example.view.to(self.device)) if example.view is not None else None)
+        score = (vision.score_features(features), vision.view_features(example.view.to(self.device)))
         return seen, score, self.model.projector.low(seen.hidden[-1][0])
 
     def forward(self, example: Example, rng: np.random.Generator, distractors: int = 2) -> tuple[Tensor, dict[str, float]]:
@@ -49,15 +50,15 @@ class Joint(nn.Module):
         seen, score, low_rows = self.see_low(example)
         windows, ids, w = put(example.windows), put(example.window_ids), len(example.windows)
         past = [(k.expand(w, -1, -1, -1), v.expand(w, -1, -1, -1)) for k, v in seen.kv]
-        high = vision.trunk(windows, self.positions(3, ids), past).hidden[-1]
+        high = self.see(windows, self.positions(3, ids), past).hidden[-1]
         labels = put(example.labels)
-        slots = self.reader.head(self.reader.norm(high)).unflatten(-1, (2, -1))
+        slots = self.reader.head(self.reader.norm(high)).unflatten(-1, (2, -1)).float()
         losses = {"slot": slot_loss(slots, labels)}
 
         high_rows, blocks = self.rows(high, ids)
         sequences = [self.sequence(prompt, answer, window, blocks, rng, distractors) for prompt, answer, window, _ in example.asked]
-        asked, answer_loss, right = self.read(low_rows, high_rows, sequences)
-        truth = put(torch.stack([p for *_, p in example.asked]).float())
+        asked, answer_loss, right = self.read(low_rows, high_rows, sequences, [model.chat._encode("\n" + prompt) for prompt, _ in example.sought])
+        truth = put(torch.stack([p for *_, p in example.asked] + [p for _, p in example.sought]).float())
         losses["answer"] = answer_loss
         losses["where"], measures = self.where(score, model.projector.prompt(asked), truth)
         prior = vision.prior_prompt[None]
@@ -94,10 +95,10 @@ class Joint(nn.Module):
         question = chat._encode("\n" + prompt)
         return question, chat._encode(answer), picked
 
-    def read(self, low_rows: Tensor, high_rows: Tensor, sequences) -> tuple[Tensor, Tensor, list[bool]]:
-        """Prompt pass and answer pass of all questions: last states (q, width) of the prompts, the answers' loss, which are right whole."""
+    def read(self, low_rows: Tensor, high_rows: Tensor, sequences, sought: list[list[int]] = ()) -> tuple[Tensor, Tensor, list[bool]]:
+        """Prompt pass of all questions and those only sought, answer pass of the questions: last states (q, width), the answers' loss, which are right whole."""
         _, kv = self.read_prefix(low_rows)
-        asked = self.read_prompts(kv, [question for question, _, _ in sequences])
+        asked = self.read_prompts(kv, [question for question, _, _ in sequences] + list(sought))
         flat = high_rows.flatten(0, -2)
         loss, right = self.read_answers(kv, [flat[picked] for _, _, picked in sequences], [question for question, _, _ in sequences], [answer for _, answer, _ in sequences])
         return asked, loss, right
@@ -128,17 +129,21 @@ class Joint(nn.Module):
         out = self.model.llm(nn.utils.rnn.pad_sequence(rows, batch_first=True), shared)[0]
         wanted = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED)
         counted = wanted != IGNORED
-        logits = self.model.llm.logits(out[counted])
+        logits = self.model.llm.logits(out[counted]).float()
         good = torch.ones_like(wanted, dtype=torch.bool)
         good[counted] = logits.detach().argmax(-1) == wanted[counted]
         return F.cross_entropy(logits, wanted[counted]), good.all(dim=1).tolist()
 
+    def prob(self, score, prompts: Tensor) -> Tensor:
+        """(q, 729) probabilities, for prompts (q, width)"""
+        q, (low, view) = len(prompts), score
+        with torch.autocast(prompts.device.type, enabled=False):        # those near 0 and 1 need more digits
+            expand = lambda part: part.float().expand(q, -1, -1)
+            return self.model.vision.vision_model.score(expand(low), expand(view), prompts.float()).flatten(1).clamp(1e-6, 1 - 1e-6)
+
     def where(self, score, prompts: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Loss and recall of places. prompts (q, width), truth (q, 27, 27) f32; a row of zeros has nothing to find."""
-        vision = self.model.vision.vision_model
-        low, view = score
-        q = len(prompts)
-        prob = vision.score(low.expand(q, -1, -1), None if view is None else view.expand(q, -1, -1), prompts).flatten(1).clamp(1e-6, 1 - 1e-6)
+        prob = self.prob(score, prompts)
         logit = torch.logit(prob)           # 5 z, z in -1..1
         truth = truth.flatten(1)
         there = truth.sum(dim=1) > 0

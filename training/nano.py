@@ -42,8 +42,10 @@ class Sizes:
 
 
 def write_folder(folder: str | Path, sizes: Sizes = Sizes(), vocabulary: int = 448) -> Path:
-    """The JSON files and the tokenizer of a checkpoint folder; the weights are added by save()."""
+    """The JSON files and the tokenizer of a checkpoint folder; the weights are added by save(). A folder that has them stays as it is."""
     folder, depth = Path(folder), sizes.vision_depth
+    if (folder / "llm/tokenizer.json").exists():
+        return folder
     tokenizer, settings = make_tokenizer(vocabulary)
     layers = sorted({0, depth // 3, 2 * depth // 3, depth - 1})
     files = {

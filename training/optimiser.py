@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .machine import average
+
 STEPS = (3.4445, -4.7750, 2.0315)       # of the iteration that takes singular values to about 1
 
 
@@ -29,6 +31,7 @@ class Optimiser:
 
     def step(self, scale: float = 1.0, clip: float = 1.0) -> float:
         """One step with both learning rates times `scale`, then zero gradients. Returns the gradient's length before clipping."""
+        average(self._all)
         norm = float(torch.nn.utils.clip_grad_norm_(self._all, clip))
         if norm == norm and norm != float("inf"):       # a step without a finite gradient is left out
             self.muon.lr = self._muon_lr * scale
@@ -67,7 +70,7 @@ class Muon:
             for weight, update in zip(parameter.chunk(parts), direction.chunk(parts)):
                 by_shape.setdefault(tuple(weight.shape), []).append((weight, update))
         for (rows, columns), pairs in by_shape.items():
-            updates = orthogonal(torch.stack([update for _, update in pairs]))
+            updates = orthogonal(torch.stack([update for _, update in pairs]).bfloat16()).float()
             size = max(1.0, rows / columns) ** 0.5
             for (weight, _), update in zip(pairs, updates):
                 weight.mul_(1 - self.lr * self.weight_decay).add_(update, alpha=-self.lr * size)

@@ -119,7 +119,7 @@ class Reader(nn.Module):
         """Position rows of 3780 px patches, ids of any shape: (.., width)."""
         vision = self.vision
         if self.smooth is None:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
                 weights = position_weights(27, GRID, ids.device)
                 table = vision.trunk.pos_embed[0].unflatten(0, (27, 27))
                 self.smooth = torch.einsum("ri,cj,ijw->rcw", weights, weights, table).flatten(0, 1)

@@ -9,7 +9,10 @@ from .words import value_noun
 MAX_WORDS = 12
 TEMPLATES = {
     "train": ("what does the {d} say?", "what is written on the {d}?", "read the {d}", "what is the {v} on the {d}?", "what {v} is on the {d}?",
-              "tell me the {v} on the {d}", "what can be read on the {d}?", "please read the {d}", "what does the {d} show?", "give the {v} on the {d}"),
+              "tell me the {v} on the {d}", "what can be read on the {d}?", "please read the {d}", "what does the {d} show?", "give the {v} on the {d}",
+              "{d}", "{v} on the {d}", "{v} of the {d}?", "{d}, what does it say?", "the {d}, please", "what does it say on the {d}?", "find the {d} and read it",
+              "look at the {d}, what {v} is there?", "could you tell me what the {d} says?", "i want to know the {v} on the {d}", "read out the {d}",
+              "show me the {v} of the {d}", "do you see the {d}? what does it say?", "what can you read on the {d}?", "there is a {d}, what is its {v}?"),
     "val": ("can you read the {d}?", "what text is on the {d}?", "say the {v} on the {d}"),
     "test": ("which {v} does the {d} show?", "i need the {v} on the {d}", "what is on the {d}?"),
 }
@@ -97,13 +100,13 @@ def word_prompt(rng, split: str, description: str, kind, value_type: str) -> str
     return prompt if len(prompt.split()) <= MAX_WORDS else f"read the {description}"
 
 
-def ask_all(rng, split, items, value_types, kinds, frame_px, most: int) -> list[Question]:
+def ask_all(rng, split, items, kinds, frame_px, most: int) -> list[Question]:
     """One question each about up to `most` items that can be told apart, in random order."""
     questions = []
     for k in rng.permutation(len(items)):
         description = describe(rng, k, items, kinds, frame_px)
         if description and len(questions) < most:
-            prompt = word_prompt(rng, split, description, kinds[items[k].kind], value_types[k])
+            prompt = word_prompt(rng, split, description, kinds[items[k].kind], items[k].value)
             questions.append(Question(prompt, items[k].text, int(k), items[k].box_px, "value", items[k].cap_px))
     return questions
 

@@ -24,11 +24,12 @@ CAP_PX = (10.0, 28.0)    # capitals' height at 3840x2160
 
 @dataclass
 class Item:
-    """A thing in a frame. Boxes are x0, y0, x1, y1 in frame pixels: of the whole thing, of the ink of its text, of each character
+    """A thing in a frame. value says what its text is: "word" or a key of words.VALUES. Boxes are x0, y0, x1, y1 in frame pixels: of the whole thing, of the ink of its text, of each character
     (n, 4). cap_px is the height of a capital letter of its font in the frame. legible is False where it is too small or too low in contrast to be read."""
     kind: str
     colour: str
     shape: str
+    value: str
     text: str
     box_px: tuple[float, float, float, float]
     text_box_px: tuple[float, float, float, float]
@@ -51,14 +52,13 @@ class Scenes:
     split:    "train", "val" or "test": no font family, photograph, word or random number is in two of them
     domains:  which of DOMAINS; frame i has domains[i % len(domains)]
     frame_px: (h, w); things are drawn at the size they have in 3840x2160, times the root of the area ratio
-    cap_px:   lowest and highest height of capitals at 3840x2160; small ones are more frequent: the share up to c is (log(c / low) / log(high / low)) ** (1 / cap_power)
+    cap_px:   lowest and highest height of capitals at 3840x2160, every height between as likely
     fallback: also work, poorly, where fonts or word lists are not installed
     Ask for frames in order: BLOCK of them share their backgrounds, which take longer to make than a frame.
     """
 
-    def __init__(self, split="train", seed=0, domains=DOMAINS, frame_px=(2160, 3840), cap_px=CAP_PX, cap_power=1.3, fallback=False):
+    def __init__(self, split="train", seed=0, domains=DOMAINS, frame_px=(2160, 3840), cap_px=CAP_PX, fallback=False):
         self.split, self.seed, self.domains, self.frame_px, self.cap_px = check_split(split), int(seed), tuple(domains), tuple(frame_px), cap_px
-        self.cap_power = cap_power
         wrong = [name for name in self.domains if name not in DOMAINS]
         if wrong or not self.domains:
             raise ValueError(f"[training.scenes] got domains {self.domains}; some of {', '.join(DOMAINS)} are needed. Leave out {wrong or 'the argument'}.")
@@ -101,20 +101,23 @@ class Scenes:
             if places is None:
                 continue
             items = [self._item(thing, cut, place) for thing, cut, place in zip(things, cuts, places)]
-            local = {kind.name: kind for kind in kinds_of(domain)}
-            types = [thing[3] for thing in things]
-            questions = ask_all(rng, self.split, items, types, local, self.frame_px, int(rng.integers(4, 9)))
-            if len(questions) >= 4:
+            questions = self.ask(rng, domain, items, int(rng.integers(4, 9)))
+            if sum(question.item is not None for question in questions) >= 4:
                 break
-        absent = {}
+        frame = prepare(domain, self.canvases, canvas, rng, self.unit)
+        for cut, (left, top) in zip(cuts, places):
+            lay(frame, cut.picture, left, top)
+        return Scene(frame, domain, items, questions)
+
+    def ask(self, rng, domain: str, items: list[Item], most: int = 9) -> list[Question]:
+        """Questions about up to `most` of the things in a frame of `domain`, and one or two about what is not there."""
+        local = {kind.name: kind for kind in kinds_of(domain)}
+        questions, absent = ask_all(rng, self.split, items, local, self.frame_px, most), {}
         while len(absent) < 1 or (len(absent) < 2 and rng.random() < 0.5):
             question = ask_absent(rng, self.split, items, local, self.frame_px)
             if question:
                 absent[question.prompt] = question
-        frame = prepare(domain, self.canvases, canvas, rng, self.unit)
-        for cut, (left, top) in zip(cuts, places):
-            lay(frame, cut.picture, left, top)
-        return Scene(frame, domain, items, questions + list(absent.values()))
+        return questions + list(absent.values())
 
     def _choose_things(self, rng, domain):
         """[(kind, colour, text, value type)]: two or three kinds, several of each, all texts different"""
@@ -138,8 +141,7 @@ class Scenes:
         return things
 
     def _draw(self, rng, look, kind, colour, text, _):
-        low, high = np.log(self.cap_px[0] * 1.04), np.log(self.cap_px[1] * 0.96)
-        cap = float(np.exp(low + (high - low) * rng.random() ** self.cap_power)) * self.unit
+        cap = float(rng.uniform(self.cap_px[0] * 1.04, self.cap_px[1] * 0.96)) * self.unit
         line = self.faces[rng.integers(len(self.faces))].line(text, cap, rng.uniform(0, 0.12) * cap if rng.random() < 0.3 else 0.0)
         cut = bend(kind.draw(rng, colour, line, self.unit), rng, look)
         cut.picture = weather(cut.picture, rng, look, line.cap_px, self.grain)
@@ -164,10 +166,10 @@ class Scenes:
         return places
 
     def _item(self, thing, cut, place):
-        kind, colour, text, _ = thing
+        kind, colour, text, value = thing
         move = np.array([*place, *place], np.float32)
         cap = float(cut.text_scale)
-        return Item(kind.name, colour, kind.shape, text, tuple((cut.box + move).tolist()), tuple((cut.text_box + move).tolist()), cut.char_boxes + move, cap,
+        return Item(kind.name, colour, kind.shape, value, text, tuple((cut.box + move).tolist()), tuple((cut.text_box + move).tolist()), cut.char_boxes + move, cap,
                     cap >= 0.95 * self.cap_px[0] * self.unit)
 
     def dense(self, i: int, canvas_px=(540, 960)):
