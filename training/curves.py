@@ -1,0 +1,48 @@
+"""Draw how a training went: python -m training.curves RUN -o curves.png (needs matplotlib: pip install 'ps3_sdk[eval]')."""
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ps3_sdk.evaluate.plots import pyplot, save
+
+STAGES = {"read": "0 read", "spell": "1 spell", "answer": "2 answer", "closely": "3 look closely"}
+SHARES = ("val_slot", "slot_right", "val_slot_right", "spelt", *(f"{held_out}{name}" for held_out in ("", "val_") for name in ("exact", "refused", "recall4", "recall9")))
+
+
+def curves(log: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """log.jsonl of a stage -> share -> minutes and values; val_ on held-out data. A step logged twice counts once, the later."""
+    found: dict[str, dict[int, tuple[float, float]]] = {}
+    for line in log.read_text("utf-8").splitlines():
+        entry = json.loads(line)
+        for key, value in entry.items():
+            if key in SHARES and value == value:
+                found.setdefault(key, {})[entry["step"]] = (entry["seconds"] / 60, value)
+    if "slot_right" in found:           # then what is called slot is a loss
+        found.pop("val_slot", None)
+    return {key: tuple(map(list, zip(*(points[step] for step in sorted(points))))) for key, points in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("curves.png"))
+    options = parser.parse_args()
+    stages = {title: curves(options.run / name / "log.jsonl") for name, title in STAGES.items() if (options.run / name / "log.jsonl").exists()}
+    if not stages:
+        parser.error(f"{options.run} holds no log.jsonl of {', '.join(STAGES)}; give the RUN folder of a training.")
+    figure = pyplot()(figsize=(4.2 * len(stages), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(stages), sharey=True, squeeze=False)
+    for axis, (title, shares) in zip(axes[0], stages.items()):
+        for key, (minutes, values) in sorted(shares.items()):
+            held_out = key.startswith("val_")
+            axis.plot(minutes, values, "-o" if held_out else "-", markersize=3, linewidth=1.6 if held_out else 0.7, alpha=1 if held_out else 0.5, label=key)
+        axis.set(title=title, xlabel="minutes", ylim=(0, 1))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    save(figure, options.output)
+
+
+if __name__ == "__main__":
+    main()
