@@ -40,13 +40,16 @@ def is_vila(folder: Path) -> bool:
 
 
 def make_vlm(checkpoint: str, output: str | Path, *, revision: str | None = None, precision: str = "fp32", llm_precision: str = "fp32",
-             work_dir: str | Path | None = None, progress: Progress = lambda line: None) -> None:
+             work_dir: str | Path | None = None, identity: dict | None = None, answer_tokens: int | None = None,
+             progress: Progress = lambda line: None) -> None:
     """Export a VILA-HD checkpoint folder or hub id.
 
     Args:
         precision: of the vision encoder, fp32 or int8 | llm_precision: of the language model, fp32, fp16 or int4.
         work_dir: where finished networks lie until the bundle is written, so that an interrupted export goes on from there; it takes the
             bundle's size once more while the export lasts. Default: nothing is kept.
+        identity: of the manifest's `model`, what the checkpoint itself does not say: name, source, revision, licence, note.
+        answer_tokens: tokens of an answer at most where the caller of ask() says nothing; default: what the context holds.
     Raises:
         ExportError: the checkpoint does not fit its files, the disk is full, or an fp32 stage misses its parity bound. Nothing is left
         at `output` then but what was there before. RuntimeMissingError: the packages of ps3_sdk[vlm] are missing.
@@ -72,6 +75,9 @@ def make_vlm(checkpoint: str, output: str | Path, *, revision: str | None = None
         _write_tables(writer, tower, projector, config)
         writer.add_bytes("tokenizer.json", read_tokenizer(config.folders["llm"])[0].to_str().encode())
         manifest = _manifest(model, llm, graphs, tower, name, commit)
+        manifest["model"] |= identity or {}
+        if answer_tokens is not None:
+            manifest["language"]["answer_tokens"] = answer_tokens
         manifest["parity"] = _measure(model, streamed, Draft(writer, manifest), precision, llm, progress)
         writer.finish(manifest)
     kept.remove()

@@ -175,7 +175,7 @@ class Language:
         """The answer behind what was read, token by token. Raises InputError where the context has no room for one."""
         limit = self.spec["context_length"]
         self._check_room(len(read.names) + 1)
-        return self.decoder.generate(read.state, self.embed, stop_ids=self.stop_ids, max_tokens=limit if max_tokens is None else max_tokens,
+        return self.decoder.generate(read.state, self.embed, stop_ids=self.stop_ids, max_tokens=self.spec.get("answer_tokens", limit) if max_tokens is None else max_tokens,
                                      sampling=sampling, cancel=cancel)
 
     def _check_room(self, needed: int) -> None:

@@ -96,7 +96,7 @@ class Session(Stages):
             selection: "top_down" picks patches by the prompt, "bottom_up" by saliency, whatever the prompt (the public model's
                 look_close_mode after_prompt and after_image). Default: by the prompt, by saliency where it is empty or the model knows no other way.
             smooth: average the probabilities over 6 x 6 areas of the frame before picking (the public model's smooth_selection_prob).
-            max_tokens, sampling, cancel, on_text: of the answer's text (vision-language bundles): tokens at most; a
+            max_tokens, sampling, cancel, on_text: of the answer's text (vision-language bundles): tokens at most, default what the bundle says; a
                 ps3_sdk.Sampling, default greedy; a threading.Event or function that stops it; a function that is given each
                 piece of text as soon as it is certain.
             format: pixel format of an array, e.g. "BGR" for OpenCV frames, "NV12" or "YUYV" for cameras.
