@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-
-from machine import machine, median
 
 FRAMES = Path(__file__).parent.parent / "examples" / "frames"
 
@@ -39,8 +38,8 @@ def one_round(bundle: str | None, asks: int, threads: int) -> dict:
         patches = sum(len(ids) for ids in answer.picked.values())
     with open("/proc/self/status") as lines:
         peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-    return {"import_s": imported - start, "first_s": first - imported, "warm_ms": median(warm), "peak_mb": peak, "patches": patches,
-            "bundle_mb": session.bundle.size_bytes / 1e6, **{f"{stage}_ms": median(each) for stage, each in stages.items()}}
+    return {"import_s": imported - start, "first_s": first - imported, "warm_ms": statistics.median(warm), "peak_mb": peak, "patches": patches,
+            "bundle_mb": session.bundle.size_bytes / 1e6, **{f"{stage}_ms": statistics.median(each) for stage, each in stages.items()}}
 
 
 def main() -> None:
@@ -56,11 +55,12 @@ def main() -> None:
     if options.one_round:
         print(json.dumps(one_round(options.bundle, options.asks, options.threads)))
         return
+    from machine import machine       # here, because it imports ps3_sdk, which a round measures
     print(json.dumps(machine()))
     command = [sys.executable, __file__, "--one-round", "--asks", str(options.asks), "--threads", str(options.threads)]
     command += ["--bundle", options.bundle] if options.bundle else []
     runs = [json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(options.rounds)]
-    found = {key: [round(value, 3) for value in (median(run[key] for run in runs), min(run[key] for run in runs), max(run[key] for run in runs))] for key in runs[0]}
+    found = {key: [round(value, 3) for value in (statistics.median(run[key] for run in runs), min(run[key] for run in runs), max(run[key] for run in runs))] for key in runs[0]}
     for key, (middle, least, most) in found.items():
         print(f"{key:<18}{middle:>10.2f}   ({least:.2f} - {most:.2f})")
     print(json.dumps({"machine": machine(), "rounds": options.rounds, "asks": options.asks, "threads": options.threads, "median_least_most": found}))
