@@ -54,7 +54,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
     joint = Closely(model, reader, options.places) if options.closely else Joint(model, reader)
     begin(joint, options.run, before)
     speller = Speller(model, reader)
-    optimiser = Optimiser(joint, muon_lr=0.01, adam_lr=1e-3)
+    optimiser = Optimiser(joint, muon_lr=0.01, adam_lr=2e-3)
     run = Run(options.run / stage, joint, optimiser)
     joint.to(options.device)
     joint.see, see = machine.compiled(joint.see, options), machine.compiled(speller.see, options)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import nano
+from . import machine, nano
 from .optimiser import Optimiser, schedule
 from .reading import DensePool, Reader, slot_accuracy, slot_loss
 from .state import Run
@@ -22,13 +22,14 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of this training; its checkpoint lies in RUN/model")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--batch", type=int, default=128, help="windows per step")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: a third faster on CPUs, after a minute")
-    parser.add_argument("--seed", type=int, default=0)
+    machine.add_options(parser)
     options = parser.parse_args()
-
-    pool, held_out = DensePool(options.pool, "train"), DensePool(options.pool, "val")
     nano.write_folder(options.run / "model")
+    machine.launch(work, options)
+
+
+def work(options: argparse.Namespace, rank: int) -> None:
+    pool, held_out = DensePool(options.pool, "train"), DensePool(options.pool, "val")
     model = nano.new_model(options.run / "model", options.seed)
     patches, _, _ = pool.windows(np.random.default_rng(1), 400, augment=True)
     nano.first_patch_embedding(model, patches.flatten(0, 1))
@@ -39,9 +40,9 @@ def main() -> None:
     optimiser = Optimiser(reader)
     run = Run(options.run / "read", reader, optimiser)
     reader.to(options.device)
-    forward = torch.compile(reader, dynamic=False) if options.compile else reader
-    rng = np.random.default_rng([options.seed, run.step])
-    val = held_out.windows(np.random.default_rng(2), 512, augment=False)
+    forward = machine.compiled(reader, options)
+    rng = np.random.default_rng([options.seed, run.step, rank])
+    val = held_out.windows(np.random.default_rng(2), 4 * options.batch, augment=False)
 
     def batch():
         return pool.windows(rng, options.batch, augment=True, easy=max(0.0, 1 - 4 * run.step / options.steps))
@@ -52,16 +53,20 @@ def main() -> None:
         while run.step < options.steps:
             patches, ids, labels = (t.to(options.device) for t in upcoming.result())
             upcoming = executor.submit(batch)
-            loss = slot_loss(forward(patches, reader.positions(ids)), labels)
+            with machine.half(options):
+                logits = forward(patches, reader.positions(ids))
+            loss = slot_loss(logits.float(), labels)
             loss.backward()
             optimiser.step(schedule(run.step / options.steps))
             run.step += 1
             loss_sum += float(loss.detach())
+            if rank:
+                continue
             if run.step % LOG_EVERY == 0:
-                with torch.no_grad():
+                with torch.no_grad(), machine.half(options):
                     logits = torch.cat([forward(v.to(options.device), reader.positions(i.to(options.device))).float().cpu() for v, i in
                                         zip(val[0].split(options.batch), val[1].split(options.batch))])
-                run.log(loss=loss_sum / LOG_EVERY, val_slot=slot_accuracy(logits, val[2]), windows=run.step * options.batch)
+                run.log(loss=loss_sum / LOG_EVERY, val_slot=slot_accuracy(logits, val[2]), windows=run.step * options.batch * options.processes)
                 loss_sum = 0.0
             if run.step % SAVE_EVERY == 0 or run.step == options.steps:
                 run.save()
