@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--closely", action="store_true", help="stage 3")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--scenes", type=int, default=3, help="per step and process")
-    parser.add_argument("--places", type=int, default=4, help="of the low-res grid that stage 3 looks at")
+    parser.add_argument("--places", type=int, default=6, help="of the low-res grid that stage 3 looks at")
     parser.add_argument("--workers", type=int, default=1, help="that make frames, per process")
     parser.add_argument("--uses", type=int, default=4, help="of each frame, with other questions and windows")
     parser.add_argument("--ring", type=int, default=40, help="frames in memory, 25 MB each, per process")

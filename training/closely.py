@@ -15,10 +15,10 @@ from .reading import PATCH_PX
 
 
 class Closely(Joint):
-    """places: how many low-res places are looked at closely, 9 for a budget of 1024 patches | true_share: of questions whose places are
+    """places: how many low-res places are looked at closely, 6 for a budget of 720 patches | true_share: of questions whose places are
     mixed with the right ones, so that reading is learnt while looking is not yet certain."""
 
-    def __init__(self, model, reader, places: int = 9, true_share: float = 0.5):
+    def __init__(self, model, reader, places: int = 6, true_share: float = 0.5):
         super().__init__(model, reader)
         self.places, self.true_share = places, true_share
 

@@ -38,7 +38,7 @@ class Sizes:
     language_depth: int = 4
     language_heads: int = 6
     language_mlp: int = 512
-    num_token: int = 1024
+    num_token: int = 720          # six low-res places, at every scale
 
 
 def write_folder(folder: str | Path, sizes: Sizes = Sizes(), vocabulary: int = 448) -> Path:
