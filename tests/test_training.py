@@ -151,7 +151,7 @@ def test_spelling_reads_the_blocks_it_is_given(folder):
 def test_a_scene_is_learnt_the_whole_way(folder, scene, kind):
     model = nano.new_model(folder)
     joint = kind(model, Reader(model.vision.vision_model))
-    example = make_example(scene, np.random.default_rng(0), answers=3)
+    example = make_example(scene, np.random.default_rng(0), windows=4)
     optimiser, losses = Optimiser(joint, muon_lr=0.01, adam_lr=3e-3), []
     for _ in range(8):
         loss, measures = joint(example, np.random.default_rng(0))
@@ -167,7 +167,7 @@ def test_the_joint_pass_is_the_references(folder, scene):
     model = nano.new_model(folder).eval()
     joint = Joint(model, Reader(model.vision.vision_model))
     small = SimpleNamespace(frame=scene.frame, items=scene.items, questions=scene.questions)
-    example = make_example(small, np.random.default_rng(0), answers=2)
+    example = make_example(small, np.random.default_rng(0), windows=2)
     seen = model.look(scene.frame)
     with torch.no_grad():
         _, _, low_rows = joint.see_low(example)

@@ -9,45 +9,52 @@ import torch
 from torch import Tensor
 
 from .examples import LOW_GRID, SCALES, Example, normalised
-from .joint import Joint
+from .joint import UNSEEN, Joint, shares
 from .nano import NOT_SEEN
 from .reading import PATCH_PX
 
 
 class Closely(Joint):
-    """places: how many low-res places are looked at closely, 6 for a budget of 720 patches | true_share: of questions whose places are
+    """places: how many low-res places are looked at closely, 6 for a budget of 720 patches | true_share: of looks whose places are
     mixed with the right ones, so that reading is learnt while looking is not yet certain."""
 
     def __init__(self, model, reader, places: int = 6, true_share: float = 0.5):
         super().__init__(model, reader)
         self.places, self.true_share = places, true_share
 
-    def forward(self, example: Example, rng: np.random.Generator, questions: int = 2) -> tuple[Tensor, dict[str, float]]:
-        vision = self.model.vision.vision_model
+    def forward(self, example: Example, rng: np.random.Generator, looks: int = 2) -> tuple[Tensor, dict[str, float]]:
+        """Where gradients are kept, each look answers every question that it shows; else the one that it was made for, as the SDK does."""
+        vision, chat, learning = self.model.vision.vision_model, self.model.chat, torch.is_grad_enabled()
         seen, score, low_rows = self.see_low(example)
-        chat, chosen = self.model.chat, example.asked[:questions]
-        asked_ids = [chat._encode("\n" + prompt) for prompt, *_ in chosen]
+        questions = [chat._encode("\n" + prompt) for prompt, *_ in example.asked]
         _, kv = self.read_prefix(low_rows)
-        prompts = self.model.projector.prompt(self.read_prompts(kv, asked_ids))
-        truth = torch.stack([place for *_, place in chosen]).float().to(self.device)
+        prompts = self.model.projector.prompt(self.read_prompts(kv, questions))
+        truth = torch.stack([place for *_, place in example.asked]).float().to(self.device)
         losses = {}
         losses["where"], measures = self.where(score, prompts, truth)
         losses["prior"], _ = self.where(score, vision.prior_prompt[None], example.signs.float()[None].to(self.device))
-        share = self.true_share if torch.is_grad_enabled() else 0.0
         with torch.no_grad():
-            prob = self.prob(score, prompts)
-            mixed = torch.where((torch.rand(len(chosen), 1, device=prob.device) < share) & (truth.flatten(1) > 0), prob + truth.flatten(1), prob)
-            picked = mixed.topk(self.places, dim=1).indices.sort(dim=1).values
-        answers, right = [], []
-        for (_, answer, _, _), ids, cells in zip(chosen, asked_ids, picked):
-            loss, good = self.read_answers(kv, [self.look(example, seen, cells)], [ids], [chat._encode(answer)])
-            answers.append(loss)
-            right += good
-        losses["answer"] = torch.stack(answers).mean()
+            prob, truth = self.prob(score, prompts), truth.flatten(1)
+        all_losses, all_right, all_answers = [], [], []
+        for lead in range(min(looks, len(questions))):
+            wanted = prob[lead] + truth[lead] if learning and rng.random() < self.true_share else prob[lead]
+            picked = wanted.topk(self.places).indices.sort().values
+            kept, answers = self.told_there(example, truth, picked, rng) if learning else ([lead], [example.asked[lead][1]])
+            high_kv = self.model.llm(self.look(example, seen, picked)[None], kv)[1]
+            loss, right = self.read_answers(high_kv, [questions[i] for i in kept], [chat._encode(answer) for answer in answers])
+            all_losses.append(loss)
+            all_right += right
+            all_answers += answers
+        losses["answer"] = torch.stack(all_losses).mean()
         total = losses["answer"] + losses["where"] + 0.3 * losses["prior"]
-        answerable, right = np.array([answer != NOT_SEEN for _, answer, *_ in chosen]), np.array(right)
-        return total, {**{k: float(v.detach()) for k, v in losses.items()}, **measures, "exact": float(right[answerable].mean()) if answerable.any() else float("nan"),
-                       "refused": float(right[~answerable].mean()) if (~answerable).any() else float("nan")}
+        return total, {**{k: float(v.detach()) for k, v in losses.items()}, **measures, **shares(all_right, all_answers)}
+
+    def told_there(self, example: Example, truth: Tensor, picked: Tensor, rng) -> tuple[list[int], list[str]]:
+        """Which questions are answered where the places in `picked` can be read, and how; those whose text is there in part are left out."""
+        share = (truth[:, picked].sum(dim=1) / truth.sum(dim=1).clamp(min=1)).tolist()
+        seen = [i for i, part in enumerate(share) if part == 1]
+        unseen = [int(i) for i in rng.permutation(len(share)) if share[i] == 0][:UNSEEN]
+        return seen + unseen, [example.asked[i][1] for i in seen] + [NOT_SEEN] * len(unseen)
 
     def look(self, example: Example, seen, cells: Tensor) -> Tensor:
         """All patches of some low-res places, (k,) int64 ascending, seen together -> rows of the language model, scale by scale."""

@@ -21,8 +21,8 @@ WINDOW = (6, 18)                        # patches of 3780 px that hold any text 
 @dataclass
 class Example:
     """low: (1, 729, 588) and view: (1, 2916, 2352) f32 normalised | windows: (w, 108, 588), their ids (w, 108) int64 and slot labels
-    (w, 108, 2): those of the things that are answered about, then others | asked: per question prompt, answer, window (None: nothing to see) and
-    the (27, 27) bool places its text lies in | sought: more prompts and places, of which only the places are learnt | signs: (27, 27) bool, places of every item's text."""
+    (w, 108, 2): those of the things asked about, then others | asked: per question prompt, answer, window (None: nothing to see, or too many
+    things) and the (27, 27) bool places its text lies in | signs: (27, 27) bool, places of every item's text."""
     low: Tensor
     view: Tensor
     windows: Tensor
@@ -31,7 +31,6 @@ class Example:
     asked: list[tuple[str, str, int | None, Tensor]]
     signs: Tensor
     frame: object
-    sought: list[tuple[str, Tensor]]
 
 
 def normalised(frame, px: int, patch_px: int, ids: np.ndarray) -> Tensor:
@@ -51,16 +50,16 @@ def places(box_px, size: tuple[int, int], share: float = 0.12) -> np.ndarray:
     return found
 
 
-def make_example(slot, rng: np.random.Generator, answers: int = 5, windows: int = 6) -> Example:
-    """slot: anything with frame, items, questions (training.frames.Slot or a Scene). answers: how many questions are answered, the others only sought."""
+def make_example(slot, rng: np.random.Generator, windows: int = 8) -> Example:
+    """slot: anything with frame, items, questions (training.frames.Slot or a Scene)."""
     h, w = slot.frame.shape[:2]
     frame = _core.Frame("RGB", [slot.frame], h, w)
     low = normalised(frame, LOW_PX, PATCH_PX, np.arange(LOW_GRID ** 2))[None]
     view = normalised(frame, VIEW_PX, VIEW_PATCH_PX, np.arange((VIEW_PX // VIEW_PATCH_PX) ** 2))[None]
     chosen = [slot.questions[i] for i in rng.permutation(len(slot.questions))]
-    targets = list(dict.fromkeys(q.item for q in chosen[:answers] if q.item is not None))
-    others = [int(i) for i in rng.permutation(len(slot.items)) if i not in targets]
-    boxes = [slot.items[i].text_box_px for i in (targets + others)[:windows]]
+    targets = list(dict.fromkeys(q.item for q in chosen if q.item is not None))
+    shown = (targets + [int(i) for i in rng.permutation(len(slot.items)) if i not in targets])[:windows]
+    boxes = [slot.items[i].text_box_px for i in shown]
     while len(boxes) < windows:                     # anywhere
         x, y = rng.uniform(0, w - 80), rng.uniform(0, h - 20)
         boxes.append((x, y, x + 80, y + 20))
@@ -70,10 +69,9 @@ def make_example(slot, rng: np.random.Generator, answers: int = 5, windows: int 
     slots = np.stack([labels[ids // GRID, 2 * (ids % GRID)], labels[ids // GRID, 2 * (ids % GRID) + 1]], axis=-1)
     nowhere = torch.zeros(LOW_GRID, LOW_GRID, dtype=torch.bool)
     where = [nowhere if q.item is None else torch.from_numpy(places(slot.items[q.item].text_box_px, (h, w))) for q in chosen]
-    asked = [(q.prompt, NOT_SEEN, None, place) if q.item is None else (q.prompt, q.answer, targets.index(q.item), place) for q, place in zip(chosen[:answers], where)]
+    asked = [(q.prompt, q.answer if q.item is not None else NOT_SEEN, shown.index(q.item) if q.item in shown else None, place) for q, place in zip(chosen, where)]
     signs = np.any([places(item.text_box_px, (h, w)) for item in slot.items], axis=0)
-    return Example(low, view, patches, torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(slots.astype(np.int64)), asked, torch.from_numpy(signs), frame,
-                   [(q.prompt, place) for q, place in zip(chosen[answers:], where[answers:])])
+    return Example(low, view, patches, torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(slots.astype(np.int64)), asked, torch.from_numpy(signs), frame)
 
 
 def window_around(box_px, size: tuple[int, int], rng: np.random.Generator | None) -> np.ndarray:

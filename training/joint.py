@@ -1,7 +1,8 @@
 """The losses of one scene, the whole way of an answer: low-res pass, where to look, windows read, words said.
 
 What a frame costs once is paid once: the low-res rows are one prefix for every question's two passes through the language model
-(the prompt pass, whose last state says where to look, and the answer pass, which reads high-res rows as well).
+(the prompt pass, whose last state says where to look, and the answer pass, which reads high-res rows as well), and one set of windows
+is shown to all questions, so that each has to find its own among them.
 """
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .examples import LOW_GRID, WINDOW, Example
+from .nano import NOT_SEEN
 from .reading import GRID, Reader, slot_loss
 
 IGNORED = -100
+UNSEEN = 2      # questions about things that are not shown, per look, at most: they are answered by NOT_SEEN
 
 
 class Joint(nn.Module):
@@ -44,7 +47,7 @@ class Joint(nn.Module):
         score = (vision.score_features(features), vision.view_features(example.view.to(self.device)))
         return seen, score, self.model.projector.low(seen.hidden[-1][0])
 
-    def forward(self, example: Example, rng: np.random.Generator, distractors: int = 2) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, example: Example, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         model, vision = self.model, self.model.vision.vision_model
         put = lambda t: t.to(self.device)
         seen, score, low_rows = self.see_low(example)
@@ -56,22 +59,38 @@ class Joint(nn.Module):
         losses = {"slot": slot_loss(slots, labels)}
 
         high_rows, blocks = self.rows(high, ids)
-        sequences = [self.sequence(prompt, answer, window, blocks, rng, distractors) for prompt, answer, window, _ in example.asked]
-        asked, answer_loss, right = self.read(low_rows, high_rows, sequences, [model.chat._encode("\n" + prompt) for prompt, _ in example.sought])
-        truth = put(torch.stack([p for *_, p in example.asked] + [p for _, p in example.sought]).float())
-        losses["answer"] = answer_loss
+        _, kv = self.read_prefix(low_rows)
+        chat = model.chat
+        questions = [chat._encode("\n" + prompt) for prompt, *_ in example.asked]
+        asked = self.read_prompts(kv, questions)
+        shown = self.choose(blocks, rng)
+        kept, answers = self.told(example, {window: n for n, window in enumerate(shown)}, rng)
+        order = np.argsort(blocks[shown], axis=None)
+        losses["answer"], right = self.read_answers(model.llm(high_rows[shown].flatten(0, 1)[order][None], kv)[1], [questions[i] for i in kept], [chat._encode(a) for a in answers])
+        truth = put(torch.stack([place for *_, place in example.asked]).float())
         losses["where"], measures = self.where(score, model.projector.prompt(asked), truth)
         prior = vision.prior_prompt[None]
         losses["prior"], _ = self.where(score, prior, put(example.signs.float())[None])
         total = losses["slot"] + losses["answer"] + losses["where"] + 0.3 * losses["prior"]
-        shown = labels > 0
         with torch.no_grad():
-            hits = float((slots.argmax(-1) == labels)[shown].float().mean()) if shown.any() else float("nan")
-        answerable = np.array([window is not None for _, _, window, _ in example.asked])
-        right = np.array(right)
-        return total, {**{k: float(v.detach()) for k, v in losses.items()}, **measures, "slot_right": hits,
-                       "exact": float(right[answerable].mean()) if answerable.any() else float("nan"),
-                       "refused": float(right[~answerable].mean()) if (~answerable).any() else float("nan")}
+            written = labels > 0
+            hits = float((slots.argmax(-1) == labels)[written].float().mean()) if written.any() else float("nan")
+        return total, {**{k: float(v.detach()) for k, v in losses.items()}, **measures, "slot_right": hits, **shares(right, answers)}
+
+    def choose(self, blocks: np.ndarray, rng) -> list[int]:
+        """Two or more of the windows, block ids (w, 27), none of which share a block."""
+        shown, used = [], set()
+        for i in rng.permutation(len(blocks))[:int(rng.integers(2, len(blocks) + 1))]:
+            if used.isdisjoint(blocks[i]):
+                used.update(blocks[i])
+                shown.append(int(i))
+        return shown
+
+    def told(self, example: Example, shown, rng) -> tuple[list[int], list[str]]:
+        """Which questions are answered where only the windows in `shown` can be read, and how."""
+        seen = [i for i, (_, _, window, _) in enumerate(example.asked) if window in shown]
+        unseen = [int(i) for i in rng.permutation(len(example.asked)) if example.asked[i][2] not in shown][:UNSEEN]
+        return seen + unseen, [example.asked[i][1] for i in seen] + [NOT_SEEN] * len(unseen)
 
     def rows(self, high: Tensor, ids: Tensor) -> tuple[Tensor, np.ndarray]:
         """Windows' tokens (w, 108, width) -> rows of whole blocks (w, 27, language width), and the block ids (w, 27)."""
@@ -81,27 +100,6 @@ class Joint(nn.Module):
         blocks = (first // GRID // 2) * (GRID // 2) + first % GRID // 2
         rows = self.model.projector(tiles.flatten(0, 1), 3, blocks.flatten(), GRID // 2).unflatten(0, (w, -1))
         return rows, blocks.cpu().numpy()
-
-    def sequence(self, prompt: str, answer: str, window: int | None, blocks: np.ndarray, rng, distractors: int):
-        """Token ids of question and answer, and which high-res rows (flat indices, in the order of their blocks) the answer pass reads."""
-        chat = self.model.chat
-        others = [i for i in rng.permutation(len(blocks)) if i != window][:int(rng.integers(0, distractors + 1)) if window is not None else distractors]
-        picked, used = [], set()
-        for i in ([window] if window is not None else []) + others:
-            if used.isdisjoint(blocks[i]):
-                used.update(blocks[i])
-                picked += [(b, i * blocks.shape[1] + n) for n, b in enumerate(blocks[i])]
-        picked = [row for _, row in sorted(picked)]
-        question = chat._encode("\n" + prompt)
-        return question, chat._encode(answer), picked
-
-    def read(self, low_rows: Tensor, high_rows: Tensor, sequences, sought: list[list[int]] = ()) -> tuple[Tensor, Tensor, list[bool]]:
-        """Prompt pass of all questions and those only sought, answer pass of the questions: last states (q, width), the answers' loss, which are right whole."""
-        _, kv = self.read_prefix(low_rows)
-        asked = self.read_prompts(kv, [question for question, _, _ in sequences] + list(sought))
-        flat = high_rows.flatten(0, -2)
-        loss, right = self.read_answers(kv, [flat[picked] for _, _, picked in sequences], [question for question, _, _ in sequences], [answer for _, answer, _ in sequences])
-        return asked, loss, right
 
     def embed(self, ids: list[int]) -> Tensor:
         return self.model.llm.embed(torch.tensor(ids, device=self.device))
@@ -117,14 +115,14 @@ class Joint(nn.Module):
         out = self.model.llm(nn.utils.rnn.pad_sequence(rows, batch_first=True), shared)[0]
         return torch.stack([out[i, len(r) - 1] for i, r in enumerate(rows)])
 
-    def read_answers(self, kv, high_rows: list[Tensor], questions: list[list[int]], answers: list[list[int]]) -> tuple[Tensor, list[bool]]:
-        """Answer pass: mean loss of the answers' tokens, and which answers are right whole."""
+    def read_answers(self, kv, questions: list[list[int]], answers: list[list[int]]) -> tuple[Tensor, list[bool]]:
+        """Answer pass behind low-res and high-res rows: mean loss of the answers' tokens, and which answers are right whole."""
         q, rows, targets = len(questions), [], []
         shared = [(k.expand(q, -1, -1, -1), v.expand(q, -1, -1, -1)) for k, v in kv]
-        for high, question, answer in zip(high_rows, questions, answers):
+        for question, answer in zip(questions, answers):
             said = question + self.tail_ids + answer + self.end_ids
-            rows.append(torch.cat([high, self.embed(said[:-1])]))
-            wanted = [IGNORED] * (len(high) + len(question) + len(self.tail_ids) - 1) + answer + self.end_ids
+            rows.append(self.embed(said[:-1]))
+            wanted = [IGNORED] * (len(question) + len(self.tail_ids) - 1) + answer + self.end_ids
             targets.append(torch.tensor(wanted, device=self.device))
         out = self.model.llm(nn.utils.rnn.pad_sequence(rows, batch_first=True), shared)[0]
         wanted = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED)
@@ -157,6 +155,12 @@ class Joint(nn.Module):
                     best = logit[there].topk(k, dim=1).indices
                     measures[f"recall{k}"] = float((truth[there].gather(1, best).sum(dim=1) / truth[there].sum(dim=1)).mean())
         return loss, measures
+
+
+def shares(right: list[bool], answers: list[str]) -> dict[str, float]:
+    """exact: share of the answers with a text that are right; refused: of the others."""
+    right, text = np.array(right, bool), np.array([answer != NOT_SEEN for answer in answers])
+    return {"exact": float(right[text].mean()) if text.any() else float("nan"), "refused": float(right[~text].mean()) if (~text).any() else float("nan")}
 
 
 def template_ids(chat) -> tuple[list[int], list[int], list[int]]:
