@@ -176,3 +176,26 @@ def test_the_joint_pass_is_the_references(folder, scene):
         for (prompt, *_), vector in zip(example.asked, ours):
             theirs = model.ask(model.chat.ids(model.chat.message([seen, prompt])), [seen]).vector[0]
             assert (vector - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+def _meet(options, rank):
+    from ps3_sdk.training import machine
+    weight = torch.nn.Parameter(torch.ones(3))
+    if rank == 0:                       # the other has no gradient: zeros
+        weight.grad = torch.tensor([2.0, 4.0, 6.0])
+    machine.average([weight])
+    (options.folder / f"{rank}.json").write_text(json.dumps(weight.grad.tolist()))
+
+
+def test_gradients_of_two_processes_become_their_mean(tmp_path):
+    from ps3_sdk.training import machine
+    machine.launch(_meet, SimpleNamespace(processes=2, folder=tmp_path))
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [[1.0, 2.0, 3.0]] * 2
+
+
+def test_curves_show_shares_and_the_later_of_a_step_logged_twice(tmp_path):
+    from ps3_sdk.training.curves import curves
+    entries = [{"step": 10, "seconds": 60, "exact": 0.1, "slot": 2.5, "slot_right": 0.3}, {"step": 20, "seconds": 120, "exact": 0.2},
+               {"step": 20, "seconds": 180, "exact": 0.4}, {"step": 20, "seconds": 180, "val_slot": 0.9, "val_exact": float("nan")}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert curves(tmp_path / "log.jsonl") == {"exact": ([1.0, 3.0], [0.1, 0.4]), "slot_right": ([1.0], [0.3])}
