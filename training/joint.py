@@ -16,7 +16,7 @@ from .nano import NOT_SEEN
 from .reading import GRID, Reader, slot_loss
 
 IGNORED = -100
-UNSEEN = 2      # questions about things that are not shown, per look, at most: they are answered by NOT_SEEN
+UNSEEN = 1      # questions about things that are not shown, per look, at most: they are answered by NOT_SEEN
 
 
 class Joint(nn.Module):

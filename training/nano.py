@@ -103,6 +103,8 @@ def _first(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
     gain = 0.02 if "embed" in name else fan_in ** -0.5
     if name.endswith(("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")):
         gain *= 0.3         # what blocks add starts small
+    if name.startswith("projector.layers.4."):
+        gain *= 0.3         # rows about as long as their position: where a row is must not drown in what it shows
     return torch.randn(parameter.shape, generator=generator) * gain
 
 
@@ -120,7 +122,7 @@ def _first_positions(model: VilaHd) -> None:
     projector = model.projector
     if projector.high_res_pos_embed is not None:
         width = projector.high_res_pos_embed.shape[-1]
-        projector.high_res_pos_embed.copy_(0.1 * torch.cat([_sines(rows.flatten(), width // 2, 2, 54), _sines(columns.flatten(), width // 2, 2, 54)], dim=1)[None])
+        projector.high_res_pos_embed.copy_(0.5 * torch.cat([_sines(rows.flatten(), width // 2, 2, 54), _sines(columns.flatten(), width // 2, 2, 54)], dim=1)[None])
 
 
 def _sines(places: Tensor, width: int, shortest: float, longest: float) -> Tensor:

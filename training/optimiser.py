@@ -21,7 +21,7 @@ class Optimiser:
 
     def __init__(self, model: nn.Module, muon_lr: float = 0.02, adam_lr: float = 1e-3, weight_decay: float = 0.02):
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        matrices = [(n, p) for n, p in named if p.ndim == 2 and any(f".{part}." in f".{n}" for part in ("blocks", "layers")) and "embed" not in n]
+        matrices = [(n, p) for n, p in named if p.ndim == 2 and any(f".{part}." in f".{n}" for part in ("blocks", "layers")) and "embed" not in n and "projector" not in n]      # Muon would make a projector's rows ever longer
         chosen = {id(p) for _, p in matrices}
         self.muon = Muon([p for _, p in matrices], muon_lr, weight_decay)
         rest = [p for _, p in named if id(p) not in chosen]
