@@ -199,3 +199,20 @@ def test_curves_show_shares_and_the_later_of_a_step_logged_twice(tmp_path):
                {"step": 20, "seconds": 180, "exact": 0.4}, {"step": 20, "seconds": 180, "val_slot": 0.9, "val_exact": float("nan")}]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     assert curves(tmp_path / "log.jsonl") == {"exact": ([1.0, 3.0], [0.1, 0.4]), "slot_right": ([1.0], [0.3])}
+
+
+def test_conditions_ask_each_question_that_has_a_window(folder, scene):
+    from ps3_sdk.training.conditions import OTHERS, conditions
+    model = nano.new_model(folder)
+    example = make_example(scene, np.random.default_rng(0), windows=4)
+    found = conditions(Joint(model, Reader(model.vision.vision_model)), example)
+    assert len(found) == sum(window is not None for _, _, window, _ in example.asked) and all(len(right) == len(OTHERS) for right in found)
+
+
+def test_what_is_no_checkpoint_is_not_embedded(tmp_path):
+    from ps3_sdk.errors import ExportError
+    from ps3_sdk.export.default_bundle import write_default
+    (tmp_path / "default.plan").write_bytes(b"as it was")
+    with pytest.raises(ExportError, match="no VILA-HD checkpoint"):
+        write_default(tmp_path, tmp_path / "default.plan")
+    assert (tmp_path / "default.plan").read_bytes() == b"as it was"

@@ -13,8 +13,8 @@ from torch import Tensor
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--processes", type=int, default=1, help="each takes its own batch; on CPUs two processes of one thread do more than one of two")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: twice as fast on CPUs, after a minute")
+    parser.add_argument("--processes", type=int, default=1, help="each takes its own batch; on CPUs take one per core")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: faster on CPUs, after a minute")
     parser.add_argument("--seed", type=int, default=0)
 
 
