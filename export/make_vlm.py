@@ -108,6 +108,9 @@ def _write_tables(writer: BundleWriter, tower, projector, config) -> None:
         table = projector.array("high_res_pos_embed")[0]
         scales = np.stack([projector.array(f"high_res_scale_embed.{i}").reshape(-1) for i in range(len(config.vision.scales_px))])
         tables |= {"row_position": ("F32", table.shape, lambda: table), "row_scale": ("F32", scales.shape, lambda: scales)}
+    if config.prob_embedding:
+        told = projector.array("high_res_prob_embed").reshape(-1)
+        tables["row_prob"] = ("F32", told.shape, lambda: told)
     writer.add_tensors(TABLES, SafetensorsLayout({name: (dtype, shape) for name, (dtype, shape, _) in tables.items()}), lambda name: tables[name][2]())
 
 

@@ -108,7 +108,7 @@ def _words(seen, ids: list[int], encodings, read, max_tokens, sampling, cancel, 
     """The language model's answer. What it read is kept: the next question shares the system text and the low-res rows."""
     language, frames = seen[0].session.language, []
     for look, encoding in zip(seen, encodings):
-        high = language.high_rows(encoding.high_tokens, encoding.picked)
+        high = language.high_rows(encoding.high_tokens, encoding.picked, encoding.prob)
         high = high if len(high) else look.rows[:1]             # the public model's stand-in where no block is complete
         frames.append([((look, "low"), look.rows), (object(), high)])
     read = language.read(language.assemble(ids, frames), read)

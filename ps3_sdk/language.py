@@ -15,7 +15,7 @@ import numpy as np
 from .decode import Decoder, DecoderSpec, Generation, TextStream, TokenEmbedding
 from .errors import BundleError, InputError
 from .language_model import LanguageModel, ReadState
-from .probability import pooling_weights
+from .probability import enlarged, pooling_weights
 
 IMAGE, VIDEO = "<image>", "<vila/video>"
 
@@ -107,8 +107,11 @@ class Language:
         blocks = full.reshape(m, r, m, r, -1).transpose(0, 2, 1, 3, 4).reshape(m * m, -1)
         return self._project(blocks, 0, np.arange(m * m), m)
 
-    def high_rows(self, high_tokens: np.ndarray, picked: dict[int, np.ndarray]) -> np.ndarray:
-        """Tokens of picked patches, scale by scale -> a row for each block of r x r of them that is complete: (K, width)."""
+    def high_rows(self, high_tokens: np.ndarray, picked: dict[int, np.ndarray], prob: np.ndarray | None = None) -> np.ndarray:
+        """Tokens of picked patches, scale by scale -> a row for each block of r x r of them that is complete: (K, width).
+
+        prob: (g, g) f32 map they were picked by, for models whose rows are told how probable their place is.
+        """
         rows, start, r = [np.empty((0, self.spec["width"]), np.float32)], 0, self.r
         for scale, (px, ids) in enumerate(picked.items(), 1):
             n = px // self.geometry["patch_px"]
@@ -117,6 +120,9 @@ class Language:
             cells = place.reshape(n // r, r, n // r, r).transpose(0, 2, 1, 3).reshape(-1, r * r)
             complete = np.flatnonzero((cells >= 0).all(axis=1))
             rows.append(self._project(high_tokens[cells[complete]].reshape(len(complete), r * r * high_tokens.shape[1]), scale, complete, n // r))
+            if prob is not None and "row_prob" in self._tables:
+                of_blocks = enlarged(prob, n).reshape(n // r, r, n // r, r).mean(axis=(1, 3)).reshape(-1)
+                rows[-1] = rows[-1] + of_blocks[complete, None] * self._tables["row_prob"]
             start += len(ids)
         return np.concatenate(rows)
 

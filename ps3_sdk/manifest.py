@@ -63,7 +63,7 @@ def check_tables(manifest: dict, tables: dict[str, Tensor], where: str) -> None:
     if language:
         width = language["width"]
         wanted["token_embedding"] = (tables["token_embedding"].shape[0] if "token_embedding" in tables else 0, width)
-        optional |= {"row_position": ((g["scales_px"][0] // g["patch_px"]) ** 2, width), "row_scale": (len(g["scales_px"]), width)}
+        optional |= {"row_position": ((g["scales_px"][0] // g["patch_px"]) ** 2, width), "row_scale": (len(g["scales_px"]), width), "row_prob": (width,)}
     for name, shape in wanted.items():
         if name not in tables:
             raise BundleError(f"{where}: {TABLES} lacks {name} {shape}. Export the bundle again.")

@@ -1,8 +1,11 @@
 """VILA-HD as a robot runs it: an exported bundle in ONNX Runtime beside the stored answers of the public model, and used as a user would."""
+import json
+import shutil
 import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs ps3_sdk[export]")
 pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
@@ -19,7 +22,7 @@ try:
 except RuntimeMissingError as error:
     pytest.skip(str(error), allow_module_level=True)
 from ps3_sdk.export.make_vlm import make_vlm
-from ps3_sdk.probability import smoothed
+from ps3_sdk.probability import enlarged, smoothed
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,36 @@ def test_ask_gives_the_stored_answer(sessions, name):
                                       tokens=int(tokens) if tokens else None, on_text=pieces.append)
     assert answer.text == case.json["response"].strip()
     assert "".join(pieces).strip() == answer.text and "decode" in answer.timing.stages_ms
+
+
+def test_rows_told_how_probable_their_place_is_are_the_references(tmp_path):
+    """high_res_prob_embed, our extension: rows get longer by a learnt vector times their place's probability."""
+    from safetensors.torch import load_file, save_file
+    from ps3_sdk.export.reference.vila.model import VilaHd
+    case = Case("p1_single_after_prompt")
+    folder = shutil.copytree(case.model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"high_res_prob_embed": True}), "utf-8")
+    weights = next((folder / "mm_projector").glob("*.safetensors"))
+    tensors = load_file(weights)
+    width = tensors["high_res_pos_embed"].shape[-1]
+    save_file(tensors | {"high_res_prob_embed": torch.randn(1, 1, width, generator=torch.Generator().manual_seed(1))}, weights)
+    make_vlm(str(folder), tmp_path / "engine.plan")
+    model, question = VilaHd.from_checkpoint(folder), case.json["prompt_parts"][1]
+    with ps3_sdk.Session(tmp_path / "engine.plan") as session:
+        look = session.look(case.folder / "image0.png")
+        encoding = look.encode(question)
+        told = session.language.high_rows(encoding.high_tokens, encoding.picked, encoding.prob)
+        plain = session.language.high_rows(encoding.high_tokens, encoding.picked)
+        seen = model.look(Image.open(case.folder / "image0.png"))
+        asked = model.ask(model.chat.ids(model.chat.message([seen, question])), [seen])
+        picked = model.select(seen, asked.vector)
+        wanted = model.encode(seen, picked.looks, picked.probs)
+        for px, prob in zip(session.geometry["scales_px"][1:], picked.probs):
+            assert relative_error(enlarged(encoding.prob, px // session.patch_px), prob.numpy()) <= BOUND
+        assert relative_error(told, wanted.rows.numpy()) <= BOUND < relative_error(plain, wanted.rows.numpy())
+        answer = session.ask(case.folder / "image0.png", question, max_tokens=8)
+        assert answer.text == model.generate([seen, question], max_new_tokens=8).text.strip()
 
 
 def test_two_frames_give_one_answer_as_the_reference_does(sessions):

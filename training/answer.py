@@ -104,11 +104,13 @@ def _held_out() -> list:
 def check(joint: Joint, examples: list, options: argparse.Namespace) -> dict[str, float]:
     """Mean measures on held-out examples; exact: answers whose every token is the most probable one."""
     rng, found = np.random.default_rng(0), {}
+    joint.eval()            # places are not told
     for example in examples:
         with machine.half(options):
             measures = joint(example, rng)[1]
         for key, value in measures.items():
             found.setdefault(key, []).append(value)
+    joint.train()
     return {key: float(np.nanmean(values)) for key, values in found.items()}
 
 

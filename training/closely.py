@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .examples import LOW_GRID, SCALES, Example, normalised
-from .joint import UNSEEN, Joint, shares
+from .joint import UNSEEN, Joint, places_of, shares
 from .nano import NOT_SEEN
 from .reading import PATCH_PX
 
@@ -33,14 +33,15 @@ class Closely(Joint):
         losses = {}
         losses["where"], measures = self.where(score, prompts, truth)
         losses["prior"], _ = self.where(score, vision.prior_prompt[None], example.signs.float()[None].to(self.device))
-        with torch.no_grad():
-            prob, truth = self.prob(score, prompts), truth.flatten(1)
+        prob, truth = self.told_places(score, prompts, truth), truth.flatten(1)
         all_losses, all_right, all_answers = [], [], []
         for lead in range(min(looks, len(questions))):
             wanted = prob[lead] + truth[lead] if learning and rng.random() < self.true_share else prob[lead]
             picked = wanted.topk(self.places).indices.sort().values
             kept, answers = self.told_there(example, truth, picked, rng) if learning else ([lead], [example.asked[lead][1]])
-            high_kv = self.model.llm(self.look(example, seen, picked)[None], kv)[1]
+            rows, place = self.look(example, seen, picked)
+            rows = self.model.projector.told(rows[None], prob[kept][:, place])
+            high_kv = self.model.llm(rows, [(k.expand(len(kept), -1, -1, -1), v.expand(len(kept), -1, -1, -1)) for k, v in kv])[1]
             loss, right = self.read_answers(high_kv, [questions[i] for i in kept], [chat._encode(answer) for answer in answers])
             all_losses.append(loss)
             all_right += right
@@ -56,8 +57,8 @@ class Closely(Joint):
         unseen = [int(i) for i in rng.permutation(len(share)) if share[i] == 0][:UNSEEN]
         return seen + unseen, [example.asked[i][1] for i in seen] + [NOT_SEEN] * len(unseen)
 
-    def look(self, example: Example, seen, cells: Tensor) -> Tensor:
-        """All patches of some low-res places, (k,) int64 ascending, seen together -> rows of the language model, scale by scale."""
+    def look(self, example: Example, seen, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """All patches of some low-res places, (k,) int64 ascending, seen together -> rows of the language model, scale by scale, and each row's place."""
         patches, positions, all_ids = [], [], []
         for index, px in enumerate(SCALES, 1):
             side = px // PATCH_PX // LOW_GRID
@@ -67,7 +68,7 @@ class Closely(Joint):
             patches.append(normalised(example.frame, px, PATCH_PX, ids.numpy()).to(self.device))
             positions.append(self.positions(index, all_ids[-1]))
         high = self.see(torch.cat(patches)[None], torch.cat(positions)[None], seen.kv).hidden[-1][0]
-        rows = []
+        rows, place_of = [], []
         for index, (px, ids, tokens) in enumerate(zip(SCALES, all_ids, high.split([len(ids) for ids in all_ids])), 1):
             grid = px // PATCH_PX
             place = torch.full((grid * grid,), -1, device=self.device)
@@ -75,4 +76,5 @@ class Closely(Joint):
             blocks = place.view(grid // 2, 2, grid // 2, 2).transpose(1, 2).reshape(-1, 4)
             whole = torch.nonzero((blocks >= 0).all(dim=1))[:, 0]
             rows.append(self.model.projector(tokens[blocks[whole]].flatten(1), index, whole, grid // 2))
-        return torch.cat(rows)
+            place_of.append(places_of(whole, grid // 2))
+        return torch.cat(rows), torch.cat(place_of)

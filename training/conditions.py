@@ -12,7 +12,7 @@ import torch
 
 from . import nano
 from .examples import make_example
-from .joint import Joint
+from .joint import Joint, places_of
 from .reading import Reader
 from .spell import begin
 
@@ -23,12 +23,13 @@ OTHERS = (0, 1, 2, 4)
 def conditions(joint: Joint, example) -> list[list[bool]]:
     """Per question that has a window: is the answer right, whole, beside each of OTHERS?"""
     chat, found = joint.model.chat, []
-    seen, _, low_rows = joint.see_low(example)
+    seen, score, low_rows = joint.see_low(example)
     count = len(example.windows)
     past = [(k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in seen.kv]
     rows, blocks = joint.rows(joint.see(example.windows, joint.positions(3, example.window_ids), past).hidden[-1], example.window_ids)
     _, kv = joint.read_prefix(low_rows)
-    for prompt, answer, window, _ in example.asked:
+    probs = joint.prob(score, joint.model.projector.prompt(joint.read_prompts(kv, [chat._encode("\n" + prompt) for prompt, *_ in example.asked])))
+    for prob, (prompt, answer, window, _) in zip(probs, example.asked):
         if window is None:
             continue
         apart = [i for i in range(count) if i != window and not set(blocks[i]) & set(blocks[window])]
@@ -36,7 +37,8 @@ def conditions(joint: Joint, example) -> list[list[bool]]:
         for others in OTHERS:
             shown = [window] + apart[:others]
             order = np.argsort(blocks[shown], axis=None)
-            high_kv = joint.model.llm(rows[shown].flatten(0, 1)[order][None], kv)[1]
+            told = joint.model.projector.told(rows[shown].flatten(0, 1)[order], prob[torch.from_numpy(places_of(blocks[shown].ravel()[order]))])
+            high_kv = joint.model.llm(told[None], kv)[1]
             found[-1] += joint.read_answers(high_kv, [chat._encode("\n" + prompt)], [chat._encode(answer)])[1]
     return found
 

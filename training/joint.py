@@ -1,8 +1,8 @@
 """The losses of one scene, the whole way of an answer: low-res pass, where to look, windows read, words said.
 
 What a frame costs once is paid once: the low-res rows are one prefix for every question's two passes through the language model
-(the prompt pass, whose last state says where to look, and the answer pass, which reads high-res rows as well), and one set of windows
-is shown to all questions, so that each has to find its own among them.
+(the prompt pass, whose last state says where to look, and the answer pass, which reads high-res rows as well). Of a frame's windows
+each question reads its own and a few that look like it; rows are told how probable the question holds their place.
 """
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from .reading import GRID, Reader, slot_loss
 
 IGNORED = -100
 UNSEEN = 1      # questions about things that are not shown, per look, at most: they are answered by NOT_SEEN
+MOST_SHOWN = 4  # windows that one question may read
+TOLD = 0.3      # share of the questions whose places are told, so that reading is learnt while looking is not yet certain
 
 
 class Joint(nn.Module):
@@ -62,13 +64,18 @@ class Joint(nn.Module):
         _, kv = self.read_prefix(low_rows)
         chat = model.chat
         questions = [chat._encode("\n" + prompt) for prompt, *_ in example.asked]
-        asked = self.read_prompts(kv, questions)
-        shown = self.choose(blocks, rng)
-        kept, answers = self.told(example, {window: n for n, window in enumerate(shown)}, rng)
-        order = np.argsort(blocks[shown], axis=None)
-        losses["answer"], right = self.read_answers(model.llm(high_rows[shown].flatten(0, 1)[order][None], kv)[1], [questions[i] for i in kept], [chat._encode(a) for a in answers])
         truth = put(torch.stack([place for *_, place in example.asked]).float())
-        losses["where"], measures = self.where(score, model.projector.prompt(asked), truth)
+        prompts = model.projector.prompt(self.read_prompts(kv, questions))
+        losses["where"], measures = self.where(score, prompts, truth)
+        prob = self.told_places(score, prompts, truth)
+        kept, shown = self.choose(example, blocks, prob[:, put(torch.from_numpy(places_of(blocks)))].mean(dim=2).cpu().numpy(), rng)
+        order = np.argsort(blocks[shown].reshape(len(kept), -1), axis=1)
+        read = lambda values: np.take_along_axis(values[shown].reshape(len(kept), -1), order, axis=1)
+        flat, at = read(blocks), read(np.arange(blocks.size).reshape(blocks.shape))
+        rows = model.projector.told(high_rows.flatten(0, 1)[put(torch.from_numpy(at))], prob[kept].gather(1, put(torch.from_numpy(places_of(flat)))))
+        high_kv = model.llm(rows, [(k.expand(len(kept), -1, -1, -1), v.expand(len(kept), -1, -1, -1)) for k, v in kv])[1]
+        answers = [example.asked[i][1] for i in kept]
+        losses["answer"], right = self.read_answers(high_kv, [questions[i] for i in kept], [chat._encode(answer) for answer in answers])
         prior = vision.prior_prompt[None]
         losses["prior"], _ = self.where(score, prior, put(example.signs.float())[None])
         total = losses["slot"] + losses["answer"] + losses["where"] + 0.3 * losses["prior"]
@@ -77,20 +84,24 @@ class Joint(nn.Module):
             hits = float((slots.argmax(-1) == labels)[written].float().mean()) if written.any() else float("nan")
         return total, {**{k: float(v.detach()) for k, v in losses.items()}, **measures, "slot_right": hits, **shares(right, answers)}
 
-    def choose(self, blocks: np.ndarray, rng) -> list[int]:
-        """Two or more of the windows, block ids (w, 27), none of which share a block."""
-        shown, used = [], set()
-        for i in rng.permutation(len(blocks))[:int(rng.integers(2, len(blocks) + 1))]:
-            if used.isdisjoint(blocks[i]):
-                used.update(blocks[i])
-                shown.append(int(i))
-        return shown
+    def choose(self, example: Example, blocks: np.ndarray, liked: np.ndarray, rng) -> tuple[list[int], np.ndarray]:
+        """Which questions are answered, and the windows (k, n) that each may read: its own and those that it likes most besides, as a look would pick.
 
-    def told(self, example: Example, shown, rng) -> tuple[list[int], list[str]]:
-        """Which questions are answered where only the windows in `shown` can be read, and how."""
-        seen = [i for i, (_, _, window, _) in enumerate(example.asked) if window in shown]
-        unseen = [int(i) for i in rng.permutation(len(example.asked)) if example.asked[i][2] not in shown][:UNSEEN]
-        return seen + unseen, [example.asked[i][1] for i in seen] + [NOT_SEEN] * len(unseen)
+        blocks: (w, 27) block ids of the windows. liked: (q, w), how probable each question holds each window.
+        """
+        apart = np.array([[not set(a) & set(b) for b in blocks] for a in blocks])
+        for count in (int(rng.integers(1, MOST_SHOWN + 1)), 1):
+            kept, shown = [], []
+            for i, (_, answer, window, _) in enumerate(example.asked):
+                mine = [] if window is None else [window]
+                for other in np.argsort(-liked[i] - rng.uniform(0, 0.3, len(blocks))):
+                    if len(mine) < count and all(apart[other, m] for m in mine):
+                        mine.append(int(other))
+                if len(mine) == count and (window is not None or answer == NOT_SEEN):
+                    kept.append(i)
+                    shown.append(mine)
+            if kept:
+                return kept, np.array(shown)
 
     def rows(self, high: Tensor, ids: Tensor) -> tuple[Tensor, np.ndarray]:
         """Windows' tokens (w, 108, width) -> rows of whole blocks (w, 27, language width), and the block ids (w, 27)."""
@@ -139,6 +150,12 @@ class Joint(nn.Module):
             expand = lambda part: part.float().expand(q, -1, -1)
             return self.model.vision.vision_model.score(expand(low), expand(view), prompts.float()).flatten(1).clamp(1e-6, 1 - 1e-6)
 
+    @torch.no_grad()
+    def told_places(self, score, prompts: Tensor, truth: Tensor) -> Tensor:
+        """What rows are told of their places: probabilities (q, 729), while learning for some questions the truth."""
+        prob, told = self.prob(score, prompts), torch.rand(len(prompts), 1, device=prompts.device) < TOLD
+        return torch.where(told & self.training, truth.flatten(1).clamp(0.01, 0.99), prob)
+
     def where(self, score, prompts: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Loss and recall of places. prompts (q, width), truth (q, 27, 27) f32; a row of zeros has nothing to find."""
         prob = self.prob(score, prompts)
@@ -155,6 +172,11 @@ class Joint(nn.Module):
                     best = logit[there].topk(k, dim=1).indices
                     measures[f"recall{k}"] = float((truth[there].gather(1, best).sum(dim=1) / truth[there].sum(dim=1)).mean())
         return loss, measures
+
+
+def places_of(blocks, side: int = GRID // 2):
+    """Blocks of a scale with side x side of them -> the low-res places they lie in; arrays or tensors."""
+    return blocks // side * LOW_GRID // side * LOW_GRID + blocks % side * LOW_GRID // side
 
 
 def shares(right: list[bool], answers: list[str]) -> dict[str, float]:

@@ -51,7 +51,7 @@ def write_folder(folder: str | Path, sizes: Sizes = Sizes(), vocabulary: int = 4
     files = {
         "config.json": {
             "model_type": "llava_topdown_llama", "architectures": ["LlavaTopDownLlamaModel"], "ps3": True, "look_close_mode": "after_prompt",
-            "top_down_prompt_head_type": "linear", "high_res_pos_embed": True, "image_aspect_ratio": "resize", "mm_vision_select_feature": "cls_patch",
+            "top_down_prompt_head_type": "linear", "high_res_pos_embed": True, "high_res_prob_embed": True, "image_aspect_ratio": "resize", "mm_vision_select_feature": "cls_patch",
             "mm_vision_select_layer": -1, "not_seen": NOT_SEEN, "num_look_close": None, "num_token_look_close": sizes.num_token, "image_encoder": None,
             "llm_cfg": {}, "vision_tower_cfg": {}, "mm_projector_cfg": {}},
         "mm_projector/config.json": {"model_type": "v2l_projector", "mm_projector_type": "mlp_downsample_2x2_fix"},
@@ -103,6 +103,8 @@ def _first(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
     gain = 0.02 if "embed" in name else fan_in ** -0.5
     if name.endswith(("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")):
         gain *= 0.3         # what blocks add starts small
+    if name.endswith("high_res_prob_embed"):
+        return torch.randn(parameter.shape, generator=generator) * 0.35     # as long as the rows it is added to
     if name.startswith("projector.layers.4."):
         gain *= 0.3         # rows about as long as their position: where a row is must not drown in what it shows
     return torch.randn(parameter.shape, generator=generator) * gain

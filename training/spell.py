@@ -73,7 +73,8 @@ class Speller(nn.Module):
         tiles = high.view(len(high), down // 2, 2, across // 2, 2, -1).transpose(2, 3).flatten(4).flatten(3).reshape(len(high), down * across // 4, -1)
         blocks = (ids.view(-1, down // 2, 2, across // 2, 2)[:, :, 0, :, 0] // GRID // 2 * (GRID // 2) + ids.view(-1, down // 2, 2, across // 2, 2)[:, :, 0, :, 0] % GRID // 2).flatten(1)
         window, place = np.concatenate([np.full(len(p), n) for n, p, _ in words]), np.concatenate([p for _, p, _ in words])
-        parts = model.projector(tiles[window, place], 3, blocks[window, place], GRID // 2).split([len(p) for _, p, _ in words])
+        parts = model.projector(tiles[window, place], 3, blocks[window, place], GRID // 2)
+        parts = model.projector.told(parts, torch.ones(len(parts), device=device)).split([len(p) for _, p, _ in words])
         head, rows, wanted = llm.embed(torch.tensor(self.head_ids, device=device)), [], []
         for part, (_, _, text) in zip(parts, words):
             answer = model.chat._encode(text) + self.end_ids

@@ -93,8 +93,8 @@ class LlmConfig:
 class VilaConfig:
     """folders: of llm, vision_tower, mm_projector | downsample: r of the projector | prompt_head: linear, mlp, or None where the
     checkpoint has none (look_close_mode after_image) | token_layer: the vision block whose output is seen, -1 or -2 |
-    dynamic_sizes: the frame's original size may leave out the finest scale | not_seen: our own extension, the answer by which the model
-    says that it cannot see what was asked | chat_template: qwen2, mistral, or None for the
+    dynamic_sizes: the frame's original size may leave out the finest scale | prob_embedding, not_seen: our own extensions, rows told how probable their
+    place is, and the answer by which the model says that it cannot see what was asked | chat_template: qwen2, mistral, or None for the
     tokenizer's own | max_rows: prompt and answer together, in rows of the language model | mean, std: of the pixels."""
     folders: dict[str, Path]
     llm: LlmConfig
@@ -102,6 +102,7 @@ class VilaConfig:
     projector: str
     prompt_head: str | None
     position_embedding: bool
+    prob_embedding: bool
     token_layer: int
     looks: LookOptions
     dynamic_sizes: bool
@@ -157,7 +158,7 @@ class VilaConfig:
         llm, pixels = LlmConfig.parse(Fields.read(folders["llm"] / "config.json")), PreprocessorConfig.read(folders["vision_tower"], vision.scales_px[-1])
         return cls(
             folders, llm, vision, projector, f.choice("top_down_prompt_head_type", "linear", ("linear", "mlp")) if mode == "after_prompt" else None,
-            f.flag("high_res_pos_embed", False), layer, LookOptions(mode, _num_looks(f), f.count("num_token_look_close", None, low=0)),
+            f.flag("high_res_pos_embed", False), f.flag("high_res_prob_embed", False), layer, LookOptions(mode, _num_looks(f), f.count("num_token_look_close", None, low=0)),
             bool(f.flag("ps3_dynamic_aspect_ratio", None)), f.text("chat_template", None), f.text("not_seen", None), _max_rows(folders["llm"], llm), pixels.mean, pixels.std)
 
 

@@ -134,8 +134,8 @@ class VilaHd(nn.Module):
         return max(num_high - 1, 1) if small else num_high
 
     @torch.no_grad()
-    def encode(self, seen: Seen, looks: list[Look]) -> High:
-        """See the picked patches closely, look by look, and make rows of the complete blocks."""
+    def encode(self, seen: Seen, looks: list[Look], probs: list[Tensor] | None = None) -> High:
+        """See the picked patches closely, look by look, and make rows of the complete blocks. probs: of Picked, for models whose rows are told them."""
         vision, layer = self.config.vision, self.config.token_layer % self.config.vision.trunk.depth
         kv = seen.low.kv
         parts = [self.vision.vision_model.trunk(*self.vision.gather(seen.pixels, look), kv, layer + 1).hidden[layer][0] for look in looks]
@@ -153,6 +153,8 @@ class VilaHd(nn.Module):
             complete, cells = complete_blocks(ids[-1], grid, self.config.downsample)
             blocks.append(complete)
             rows.append(self.projector(tokens[-1][cells].flatten(1), k + 1, complete, grid // self.config.downsample))
+            if probs is not None:
+                rows[-1] = self.projector.told(rows[-1], probs[k].flatten()[ids[-1][cells]].mean(dim=1))
         joined = torch.cat(rows)
         return High(torch.cat(tokens), ids, blocks, joined if len(joined) else seen.rows[:1])
 
@@ -194,7 +196,7 @@ class VilaHd(nn.Module):
         ids, seen = self.chat.ids(message), [part if isinstance(part, Seen) else self.look(part) for part in parts if not isinstance(part, str)]
         asked = Asked(None) if options.num_looks == 0 else self.ask(ids, seen, options.mode, known)
         picked = [self.select(s, asked.vector, options) for s in seen]
-        high = [self.encode(s, p.looks) for s, p in zip(seen, picked)]
+        high = [self.encode(s, p.looks, p.probs) for s, p in zip(seen, picked)]
         rows = self.embed(ids, seen, high)
         limit = self.config.max_rows_of(options)
         room = limit - len(rows.names)

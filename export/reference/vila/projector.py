@@ -32,7 +32,11 @@ def low_blocks(tokens: Tensor, grid: int, r: int) -> Tensor:
 
 
 class Projector(nn.Module):
-    """layers: of a block's r * r * width values | top_down_prompt_head, high_res_*: where the checkpoint has them."""
+    """layers: of a block's r * r * width values | top_down_prompt_head, high_res_*: where the checkpoint has them.
+
+    high_res_prob_embed is ours, not the public model's: a row of a high-res scale is told how probable its place is, so that the language
+    model need not find again what selection has found.
+    """
 
     def __init__(self, config: VilaConfig):
         super().__init__()
@@ -46,6 +50,7 @@ class Projector(nn.Module):
             self.top_down_prompt_head = nn.Linear(out, width) if config.prompt_head == "linear" else Mlp(out, 2 * width, width, norm=True)
         self.high_res_pos_embed = nn.Parameter(torch.empty(1, low * low, out)) if config.position_embedding else None
         self.high_res_scale_embed = nn.ParameterList(torch.empty(1, 1, out) for _ in config.vision.scales_px) if config.position_embedding else None
+        self.high_res_prob_embed = nn.Parameter(torch.empty(1, 1, out)) if config.prob_embedding else None
 
     def forward(self, blocks: Tensor, scale: int, ids: Tensor, grid: int) -> Tensor:
         """Blocks of one scale -> rows (K, width of the language model), position included.
@@ -60,6 +65,10 @@ class Projector(nn.Module):
         weights = pooling_weights(self.grid, grid, rows.device)
         mix = (weights[ids // grid][:, :, None] * weights[ids % grid][:, None, :]).flatten(1)
         return rows + mix @ self.high_res_pos_embed[0] + self.high_res_scale_embed[scale][0]
+
+    def told(self, rows: Tensor, prob: Tensor) -> Tensor:
+        """High-res rows (.., K, width) with what the prompt thinks of their places, prob (.., K) f32, where the checkpoint has that."""
+        return rows if self.high_res_prob_embed is None else rows + prob[..., None] * self.high_res_prob_embed[0, 0]
 
     def low(self, tokens: Tensor) -> Tensor:
         """All low-res tokens of a frame, (g * g, vision width) -> (m * m, width)."""
