@@ -21,8 +21,8 @@ WINDOW = (6, 18)                        # patches of 3780 px that hold any text 
 @dataclass
 class Example:
     """low: (1, 729, 588) and view: (1, 2916, 2352) f32 normalised | windows: (w, 108, 588), their ids (w, 108) int64 and slot labels
-    (w, 108, 2): those of the things asked about, then others | asked: per question prompt, answer, window (None: nothing to see, or too many
-    things) and the (27, 27) bool places its text lies in | signs: (27, 27) bool, places of every item's text."""
+    (w, 108, 2): those of the things asked about, then others; w may be 0 | asked: per question prompt, answer, window (None: nothing to see, or too
+    many things) and the (27, 27) bool places its text lies in | signs: (27, 27) bool, places of every item's text."""
     low: Tensor
     view: Tensor
     windows: Tensor
@@ -50,21 +50,21 @@ def places(box_px, size: tuple[int, int], share: float = 0.12) -> np.ndarray:
     return found
 
 
-def make_example(slot, rng: np.random.Generator, windows: int = 8) -> Example:
-    """slot: anything with frame, items, questions (training.frames.Slot or a Scene)."""
+def make_example(slot, rng: np.random.Generator, windows: int = 8, questions: int | None = None) -> Example:
+    """slot: anything with frame, items, questions (training.frames.Slot or a Scene). questions: how many of them at most."""
     h, w = slot.frame.shape[:2]
     frame = _core.Frame("RGB", [slot.frame], h, w)
     low = normalised(frame, LOW_PX, PATCH_PX, np.arange(LOW_GRID ** 2))[None]
     view = normalised(frame, VIEW_PX, VIEW_PATCH_PX, np.arange((VIEW_PX // VIEW_PATCH_PX) ** 2))[None]
-    chosen = [slot.questions[i] for i in rng.permutation(len(slot.questions))]
+    chosen = [slot.questions[i] for i in rng.permutation(len(slot.questions))][:questions]
     targets = list(dict.fromkeys(q.item for q in chosen if q.item is not None))
     shown = (targets + [int(i) for i in rng.permutation(len(slot.items)) if i not in targets])[:windows]
     boxes = [slot.items[i].text_box_px for i in shown]
     while len(boxes) < windows:                     # anywhere
         x, y = rng.uniform(0, w - 80), rng.uniform(0, h - 20)
         boxes.append((x, y, x + 80, y + 20))
-    ids = np.stack([window_around(box, (h, w), rng) for box in boxes])
-    patches = normalised(frame, BASE_PX, PATCH_PX, ids.ravel()).view(windows, ids.shape[1], -1)
+    ids = np.array([window_around(box, (h, w), rng) for box in boxes], np.int32).reshape(windows, WINDOW[0] * WINDOW[1])
+    patches = normalised(frame, BASE_PX, PATCH_PX, ids.ravel()).view(*ids.shape, 3 * PATCH_PX ** 2)
     labels = scene_labels(slot.items, (h, w))
     slots = np.stack([labels[ids // GRID, 2 * (ids % GRID)], labels[ids // GRID, 2 * (ids % GRID) + 1]], axis=-1)
     nowhere = torch.zeros(LOW_GRID, LOW_GRID, dtype=torch.bool)

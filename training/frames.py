@@ -63,6 +63,12 @@ class Ring:
             memory.unlink()
 
 
+def _questions(scenes, rng, scene) -> list:
+    """Two rounds of questions: the same things in other words."""
+    asked = scenes.ask(rng, scene.domain, scene.items) + scenes.ask(rng, scene.domain, scene.items)
+    return list({question.prompt: question for question in asked}.values())
+
+
 def _work(names, free, ready, split, seed, first, stride, frame_px, domains, uses) -> None:
     from .scenes import Scenes
     memory = [SharedMemory(name=name) for name in names]
@@ -73,5 +79,5 @@ def _work(names, free, ready, split, seed, first, stride, frame_px, domains, use
         scene = scenes[index]
         np.ndarray((*frame_px, 3), np.uint8, memory[i].buf)[:] = scene.frame
         rng = np.random.default_rng([seed, index, 77])
-        ready.put((i, scene.items, [scenes.ask(rng, scene.domain, scene.items) for _ in range(uses)]))
+        ready.put((i, scene.items, [_questions(scenes, rng, scene) for _ in range(uses)]))
         index += stride

@@ -16,6 +16,7 @@ from .nano import NOT_SEEN
 from .reading import GRID, Reader, slot_loss
 
 IGNORED = -100
+CONTRAST = 1.0  # weight of the contrast between places beside the probabilities' own loss
 UNSEEN = 1      # questions about things that are not shown, per look, at most: they are answered by NOT_SEEN
 MOST_SHOWN = 4  # windows that one question may read
 TOLD = 0.3      # share of the questions whose places are told, so that reading is learnt while looking is not yet certain
@@ -50,23 +51,27 @@ class Joint(nn.Module):
         return seen, score, self.model.projector.low(seen.hidden[-1][0])
 
     def forward(self, example: Example, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Without windows there is nothing to read: the losses are those of looking alone, at a third of the time."""
         model, vision = self.model, self.model.vision.vision_model
         put = lambda t: t.to(self.device)
         seen, score, low_rows = self.see_low(example)
-        windows, ids, w = put(example.windows), put(example.window_ids), len(example.windows)
-        past = [(k.expand(w, -1, -1, -1), v.expand(w, -1, -1, -1)) for k, v in seen.kv]
-        high = self.see(windows, self.positions(3, ids), past).hidden[-1]
-        labels = put(example.labels)
-        slots = self.reader.head(self.reader.norm(high)).unflatten(-1, (2, -1)).float()
-        losses = {"slot": slot_loss(slots, labels)}
-
-        high_rows, blocks = self.rows(high, ids)
         _, kv = self.read_prefix(low_rows)
         chat = model.chat
         questions = [chat._encode("\n" + prompt) for prompt, *_ in example.asked]
         truth = put(torch.stack([place for *_, place in example.asked]).float())
         prompts = model.projector.prompt(self.read_prompts(kv, questions))
-        losses["where"], measures = self.where(score, prompts, truth)
+        where, measures = self.where(score, prompts, truth)
+        losses = {"where": where, "prior": self.where(score, vision.prior_prompt[None], put(example.signs.float())[None])[0]}
+        if not len(example.windows):
+            return losses["where"] + 0.3 * losses["prior"], {**{k: float(v.detach()) for k, v in losses.items()}, **measures}
+        windows, ids, w = put(example.windows), put(example.window_ids), len(example.windows)
+        past = [(k.expand(w, -1, -1, -1), v.expand(w, -1, -1, -1)) for k, v in seen.kv]
+        high = self.see(windows, self.positions(3, ids), past).hidden[-1]
+        labels = put(example.labels)
+        slots = self.reader.head(self.reader.norm(high)).unflatten(-1, (2, -1)).float()
+        losses["slot"] = slot_loss(slots, labels)
+
+        high_rows, blocks = self.rows(high, ids)
         prob = self.told_places(score, prompts, truth)
         kept, shown = self.choose(example, blocks, prob[:, put(torch.from_numpy(places_of(blocks)))].mean(dim=2).cpu().numpy(), rng)
         order = np.argsort(blocks[shown].reshape(len(kept), -1), axis=1)
@@ -76,8 +81,6 @@ class Joint(nn.Module):
         high_kv = model.llm(rows, [(k.expand(len(kept), -1, -1, -1), v.expand(len(kept), -1, -1, -1)) for k, v in kv])[1]
         answers = [example.asked[i][1] for i in kept]
         losses["answer"], right = self.read_answers(high_kv, [questions[i] for i in kept], [chat._encode(answer) for answer in answers])
-        prior = vision.prior_prompt[None]
-        losses["prior"], _ = self.where(score, prior, put(example.signs.float())[None])
         total = losses["slot"] + losses["answer"] + losses["where"] + 0.3 * losses["prior"]
         with torch.no_grad():
             written = labels > 0
@@ -166,7 +169,7 @@ class Joint(nn.Module):
         measures = {}
         if there.any():
             share = truth[there] / truth[there].sum(dim=1, keepdim=True)
-            loss = loss + 0.3 * F.cross_entropy(logit[there] / 5 * self.log_temperature.exp(), share)
+            loss = loss + CONTRAST * F.cross_entropy(logit[there] / 5 * self.log_temperature.exp(), share)
             with torch.no_grad():
                 for k in (4, 9):
                     best = logit[there].topk(k, dim=1).indices

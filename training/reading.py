@@ -94,16 +94,12 @@ class DensePool:
 
 
 def augmented(patches: Tensor, rng: np.random.Generator) -> Tensor:
-    """Colours swapped, turned to their opposite, stronger or weaker, a little noise: (count, tokens, 588) in -1..1, window by window."""
-    count = len(patches)
-    x = patches.view(count, -1, 3, 196)
-    order = torch.from_numpy(np.stack([rng.permutation(3) for _ in range(count)]))
-    x = x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, 196))
-    sign = torch.from_numpy(np.where(rng.random((count, 1, 1, 1)) < 0.3, -1.0, 1.0).astype(np.float32))
-    gain = torch.from_numpy(rng.uniform(0.6, 1.1, (count, 1, 1, 1)).astype(np.float32))
-    shift = torch.from_numpy(rng.uniform(-0.2, 0.2, (count, 1, 3, 1)).astype(np.float32))
-    x = (x * sign * gain + shift).clamp(-1, 1)
-    return x.reshape(count, -1, 588)
+    """Colours swapped, turned to their opposite, stronger or weaker, window by window and in place: (count, tokens, 588) in -1..1."""
+    for window in patches.view(len(patches), -1, 3, 196):
+        sign, gain = (-1.0 if rng.random() < 0.3 else 1.0), rng.uniform(0.6, 1.1)
+        changed = window[:, rng.permutation(3)].mul_(sign * gain)
+        torch.clamp(changed.add_(torch.from_numpy(rng.uniform(-0.2, 0.2, (3, 1)).astype(np.float32))), -1, 1, out=window)
+    return patches
 
 
 class Reader(nn.Module):
@@ -122,7 +118,7 @@ class Reader(nn.Module):
             with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
                 weights = position_weights(27, GRID, ids.device)
                 table = vision.trunk.pos_embed[0].unflatten(0, (27, 27))
-                self.smooth = torch.einsum("ri,cj,ijw->rcw", weights, weights, table).flatten(0, 1)
+                self.smooth = torch.einsum("cj,rjw->rcw", weights, torch.einsum("ri,ijw->rjw", weights, table)).flatten(0, 1)     # one side after the other: 20 times faster
         rows, columns = ids // GRID, ids % GRID
         return self.smooth[ids] + vision.pos_emb_residual_rows[-1][0][rows] + vision.pos_emb_residual_columns[-1][0][columns]
 
