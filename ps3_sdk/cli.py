@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     def bundle_and_threads(sub) -> None:
         sub.add_argument("--bundle", metavar="PLAN", help="engine.plan to use (default: the embedded one)")
         sub.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+        sub.add_argument("--device", choices=("cpu", "cuda"), help="where ONNX bundles run (default: cpu; cuda needs ps3_sdk[gpu])")
 
     def selection(sub) -> None:
         sub.add_argument("--bottom-up", action="store_true", help="pick patches by saliency, whatever the prompt")
@@ -119,7 +120,7 @@ def _session(options):
     from .session import LICENCE_NOTE, Session
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)        # said below, as one line
-        session = Session(options.bundle, threads=options.threads)
+        session = Session(options.bundle, threads=options.threads, device=options.device)
     for note in session.notes:
         if note.startswith(LICENCE_NOTE):
             print(f"ps3: {note}", file=sys.stderr)

@@ -28,7 +28,9 @@ class KvCache:
             return True
 
     def view(self, length: int) -> dict[str, np.ndarray]:
-        """{network input: (1, kv_heads, length, head_width)}, read-only, of the first rows. Nothing is copied."""
+        """{network input: (1, kv_heads, length, head_width)}, read-only, of the first rows. Nothing is copied, but from a GPU, where the rows may lie."""
+        if hasattr(self.network, "to_host"):
+            self.network.to_host()
         views = {name: array[:, :, :length] for name, array in self.arrays.items()}
         for view in views.values():
             view.flags.writeable = False

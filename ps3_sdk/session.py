@@ -24,6 +24,7 @@ from .stages import Stages, unit
 DEFAULT_BUNDLE = Path(__file__).parent / "assets" / "default.plan"
 RUNTIMES = {"onnxruntime": "ps3_sdk.runtimes.ort", "tensorrt": "ps3_sdk.runtimes.trt",      # manifest's word -> adapter module, imported when needed
             "tensorrt-rtx": "ps3_sdk.runtimes.trt_rtx"}
+DEVICES, ON_GPU = ("cpu", "cuda"), "ps3_sdk.runtimes.ort_cuda"
 PASSING = ("score_features", "encode_prompt")           # run once per frame or text: large ones are in memory only while they run
 LICENCE_NOTE = "licence of the weights: "
 LARGE_BYTES = 64 << 20      # of tables, from where their pages are worth giving back
@@ -36,7 +37,8 @@ class Session(Stages):
         bundle: path of an engine.plan; default: the one embedded in the package.
         threads: CPU threads for networks and ops; 0 takes all cores.
         verify: compare every byte with the hashes in the manifest first (about one second for 1.6 GB).
-        stream: of bundles with TensorRT engines, the CUDA stream to run on, as an integer handle (torch.cuda.Stream().cuda_stream); default: one of its own.
+        device: of ONNX bundles, "cpu" (default) or "cuda", which needs ps3_sdk[gpu]; TensorRT engines run on a GPU anyway.
+        stream: of networks on a GPU, the CUDA stream to run on, as an integer handle (torch.cuda.Stream().cuda_stream); default: one of its own.
         language_model: of a vision-language bundle, used instead of its own network, which is not loaded then; see language_model.py.
     Raises:
         BundleError: the file is missing, damaged or not a bundle. RuntimeMissingError: its runtime is not installed.
@@ -45,16 +47,21 @@ class Session(Stages):
     non-commercial use alone says so in a UserWarning; `notes`, which every answer carries, say it too.
     """
 
-    def __init__(self, bundle: str | Path | None = None, *, threads: int = 0, verify: bool = True, stream: int | None = None, language_model=None):
+    def __init__(self, bundle: str | Path | None = None, *, threads: int = 0, verify: bool = True, device: str | None = None, stream: int | None = None, language_model=None):
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
             raise InputError(f"[session] threads is {threads!r}; it must be a whole number of at least 0 (0: all cores).")
-        self.threads, self._stream = threads, stream
+        if device not in (None, *DEVICES):
+            raise InputError(f"[session] device is {device!r}; {' or '.join(map(repr, DEVICES))} is needed.")
+        self.threads, self._device, self._stream = threads, device, stream
         self._networks, self._tables = {}, {}
         self.bundle = Bundle.open(bundle if bundle is not None else DEFAULT_BUNDLE, verify=verify)
         try:
             manifest = self.bundle.manifest
-            if stream is not None and all(entry["runtime"] not in ENGINES for entry in manifest["networks"].values()):
-                raise InputError(f"[session] a stream was given; {self.bundle.path} has no engine that runs on one. Leave it out, or build one: ps3 build.")
+            engines = [name for name, entry in manifest["networks"].items() if entry["runtime"] in ENGINES]
+            if stream is not None and not engines and device != "cuda":
+                raise InputError(f"[session] a stream was given; {self.bundle.path} has no engine that runs on one. Leave it out, pass device=\"cuda\", or build one: ps3 build.")
+            if device == "cpu" and engines:
+                raise InputError(f"[session] device is 'cpu'; {engines[0]} of {self.bundle.path} is a TensorRT engine, which runs on a GPU alone. Open an ONNX bundle.")
             self.geometry = manifest["geometry"]
             self.patch_px, self.base_px = self.geometry["patch_px"], self.geometry["scales_px"][-1]
             self.notes = _notes(manifest)
@@ -186,8 +193,9 @@ class Session(Stages):
     def _load(self, name: str, runtime: str):
         if runtime not in RUNTIMES:
             raise BundleError(f"[session] {name} of {self.bundle.path} was built for the runtime {runtime!r}; this version runs {', '.join(RUNTIMES)}. Upgrade ps3_sdk.")
-        on_device = {"stream": self._stream} if runtime in ENGINES else {}
-        return importlib.import_module(RUNTIMES[runtime]).load(self.bundle, name, self.threads, keep=name not in PASSING, **on_device)
+        adapter = ON_GPU if runtime not in ENGINES and self._device == "cuda" else RUNTIMES[runtime]
+        on_device = {"stream": self._stream} if runtime in ENGINES or adapter == ON_GPU else {}
+        return importlib.import_module(adapter).load(self.bundle, name, self.threads, keep=name not in PASSING, **on_device)
 
     def _let_go(self) -> None:
         for network in self._networks.values():

@@ -36,4 +36,6 @@ class Bindable(Network, Protocol):
 
         Its run takes the other inputs and gives other outputs; what is written into the arrays is there when it returns. One array
         may stand for an input and an output, where the network's operators allow that. One run at a time.
+
+        Where they lie on a device meanwhile, the network also has to_host(), which copies what is there into the arrays.
         """

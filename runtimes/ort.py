@@ -27,6 +27,19 @@ def _is_large(bundle, name: str) -> bool:
 
 
 def _open(bundle, name: str, threads: int) -> "OrtNetwork":
+    session, run_options = open_session(bundle, name, threads, ["CPUExecutionProvider"]), _run_options()
+    if _is_large(bundle, name):
+        run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return OrtNetwork(session, name, run_options)
+
+
+def _run_options():
+    import onnxruntime
+    return onnxruntime.RunOptions()
+
+
+def open_session(bundle, name: str, threads: int, providers: list):
+    """An onnxruntime.InferenceSession of a bundle's network, its weights mapped from the bundle."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -49,14 +62,10 @@ def _open(bundle, name: str, threads: int) -> "OrtNetwork":
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         model = point_into_bundle(model, entry["weights"], path.name, bundle.offset(entry["weights"]))
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:      # ONNX Runtime raises a dozen unrelated classes
         raise RuntimeFailedError(f"[ort] {name} of {bundle.path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {_first_line(error)}. "
                                  "Export the bundle again with this version of ps3_sdk.") from error
-    run_options = onnxruntime.RunOptions()
-    if _is_large(bundle, name):
-        run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return OrtNetwork(session, name, run_options)
 
 
 def point_into_bundle(model: bytes, weights: str, bundle_name: str, member_offset: int) -> bytes:
@@ -98,7 +107,7 @@ class OrtNetwork:
         try:
             return dict(zip(outputs, self._session.run(list(outputs), dict(inputs), self._run_options)))
         except Exception as error:
-            raise _failed(self._name, inputs, error) from error
+            raise failed(self._name, inputs, error) from error
 
     def bound(self, arrays: Mapping[str, np.ndarray]) -> "BoundOrtNetwork":
         return BoundOrtNetwork(self._session, self._name, self._run_options, arrays)
@@ -142,8 +151,8 @@ class BoundOrtNetwork:
             found = self._binding.get_outputs_as_ortvaluevector()       # in the order of binding
             return {key: found[self._outputs.index(key)].numpy() for key in outputs}
         except Exception as error:
-            raise _failed(self._name, inputs, error) from error
+            raise failed(self._name, inputs, error) from error
 
 
-def _failed(name: str, inputs: Mapping[str, np.ndarray], error: Exception) -> RuntimeFailedError:
-    return RuntimeFailedError(f"[ort] {name} failed: {_first_line(error)}. It was given {', '.join(f'{key} {array.shape}' for key, array in list(inputs.items())[:4])}.")
+def failed(name: str, inputs: Mapping[str, np.ndarray], error: Exception, where: str = "ort") -> RuntimeFailedError:
+    return RuntimeFailedError(f"[{where}] {name} failed: {_first_line(error)}. It was given {', '.join(f'{key} {array.shape}' for key, array in list(inputs.items())[:4])}.")

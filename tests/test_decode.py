@@ -16,7 +16,7 @@ SPEC = DecoderSpec(width=64, num_layers=2, kv_heads=2, head_width=16, vocabulary
 EMBED = TokenEmbedding(WEIGHTS["model.embed_tokens.weight"][:SPEC.vocabulary])
 PROMPT = EMBED(np.arange(40, 60))
 NETWORKS = {"numpy": lambda: tiny_llm.NumpyNetwork(CONFIG, WEIGHTS), "onnxruntime": lambda: tiny_llm.OrtNetwork(str(tiny_llm.ONNX)),
-            "in place": lambda: in_place(tiny_llm.ONNX)}
+            "in place": lambda: in_place(tiny_llm.ONNX), "on a device": lambda: on_a_device(tiny_llm.ONNX)}
 
 
 def in_place(path):
@@ -24,6 +24,26 @@ def in_place(path):
     import onnxruntime
     from ps3_sdk.runtimes.ort import OrtNetwork
     return OrtNetwork(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]), "decode", onnxruntime.RunOptions())
+
+
+def on_a_device(path):
+    """As sessions run it on a GPU, but that the device's memory is other memory of this machine: what is not copied there and back is missing."""
+    import onnxruntime
+    from ps3_sdk.runtimes import ort_cuda
+
+    real = onnxruntime.OrtValue.ortvalue_from_numpy
+
+    class Values:
+        ortvalue_from_numpy = staticmethod(lambda array, device, index: real(array.copy()))
+
+    class Elsewhere(ort_cuda.OrtCudaNetwork):
+        def bound(self, arrays):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(onnxruntime, "OrtValue", Values)
+                patch.setattr(ort_cuda, "DEVICE", "cpu")
+                return super().bound(arrays)
+
+    return Elsewhere(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]), "decode", onnxruntime.RunOptions(), [])
 
 
 @pytest.fixture(scope="module")

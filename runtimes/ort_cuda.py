@@ -1,0 +1,132 @@
+"""ONNX Runtime on an NVIDIA GPU: the networks of an ONNX bundle as they are, without building an engine first.
+
+Inputs and outputs are bound, not passed: what one network makes for another to read (the keys and values of a look, those of the
+language model) stays in the GPU's memory, everything else is copied where it is needed. Memory comes from ONNX Runtime's own arena,
+which keeps what it has once taken.
+"""
+from __future__ import annotations
+
+from typing import Mapping, Sequence
+
+import numpy as np
+
+from ps3_sdk.errors import RuntimeMissingError
+
+from . import ort
+
+PROVIDER, DEVICE = "CUDAExecutionProvider", "cuda"
+
+
+def load(bundle, name: str, threads: int = 0, keep: bool = True, stream: int | None = None) -> "OrtCudaNetwork":
+    """See base. stream: a CUDA stream's handle to run on, default ONNX Runtime's own."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeMissingError("[ort_cuda] ONNX Runtime is not installed; its build for GPUs is needed. pip install 'ps3_sdk[gpu]'") from error
+    if PROVIDER not in onnxruntime.get_available_providers():
+        raise RuntimeMissingError(f"[ort_cuda] onnxruntime {onnxruntime.__version__} here has {', '.join(onnxruntime.get_available_providers())}; {PROVIDER} is needed. "
+                                  "pip uninstall onnxruntime && pip install 'ps3_sdk[gpu]', or leave device out to run on the CPU.")
+    entry = bundle.manifest["networks"][name]
+    options = {"use_tf32": "0"} if entry["precision"] == "fp32" else {}     # fp32 means fp32, as on the CPU
+    if stream is not None:
+        options["user_compute_stream"] = str(stream)
+    session = ort.open_session(bundle, name, threads, [(PROVIDER, options if PROVIDER != "CPUExecutionProvider" else {})])
+    if session.get_providers()[0] != PROVIDER:      # it falls back to the CPU without a word to its caller
+        raise RuntimeMissingError(f"[ort_cuda] onnxruntime {onnxruntime.__version__} cannot start {PROVIDER} here; a GPU, its driver and the CUDA and cuDNN libraries of that "
+                                  "version are needed. Check nvidia-smi, pip install 'onnxruntime-gpu[cuda,cudnn]', or leave device out to run on the CPU.")
+    return OrtCudaNetwork(session, name, onnxruntime.RunOptions(), [port["name"] for port in entry["inputs"]])
+
+
+class OrtCudaNetwork:
+    """See base.Network. An output X stays on the GPU where the network has an input past_X: it is what the next look reads."""
+
+    def __init__(self, session, name: str, run_options, inputs: Sequence[str]):
+        self._session, self._name, self._run_options, self._inputs = session, name, run_options, frozenset(inputs)
+
+    def run(self, inputs: Mapping[str, "np.ndarray | OnDevice"], outputs: Sequence[str]) -> dict[str, "np.ndarray | OnDevice"]:
+        stays = {key for key in outputs if f"past_{key}" in self._inputs}
+        try:
+            binding = self._session.io_binding()
+            for key, value in inputs.items():
+                if isinstance(value, OnDevice):
+                    binding.bind_input(key, DEVICE, 0, value.element_type, list(value.shape), value.address)
+                else:
+                    binding.bind_cpu_input(key, np.ascontiguousarray(value))
+            for key in outputs:
+                binding.bind_output(key, DEVICE if key in stays else "cpu")
+            self._session.run_with_iobinding(binding, self._run_options)
+            return {key: OnDevice(value) if key in stays else value.numpy() for key, value in zip(outputs, binding.get_outputs())}
+        except Exception as error:
+            raise ort.failed(self._name, inputs, error, "ort_cuda") from error
+
+    def bound(self, arrays: Mapping[str, np.ndarray]) -> "BoundOrtCudaNetwork":
+        return BoundOrtCudaNetwork(self._session, self._name, self._run_options, arrays)
+
+
+class OnDevice:
+    """A tensor in the GPU's memory, or rows `start` to `end` of one. numpy.asarray copies it to the host."""
+
+    def __init__(self, value, start: int = 0, end: int | None = None):
+        self.value, self.start = value, start
+        whole = value.shape()
+        self.shape = (whole[0] - start if end is None else end - start, *whole[1:])
+        self.element_type = value.element_type()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def address(self) -> int:
+        whole = self.value.shape()
+        return self.value.data_ptr() + self.start * (self.value.tensor_size_in_bytes() // max(whole[0], 1))
+
+    def __getitem__(self, index: slice) -> "OnDevice":
+        start, end, step = index.indices(len(self))
+        if step != 1:
+            raise IndexError("a tensor on the GPU is cut in steps of 1 along its first dimension")
+        return OnDevice(self.value, self.start + start, self.start + max(start, end))
+
+    def copy(self) -> "OnDevice":
+        return self         # what was written once never changes
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        host = self.value.numpy()[self.start:self.start + len(self)]
+        return host if dtype is None else host.astype(dtype)
+
+
+class BoundOrtCudaNetwork:
+    """A network some of whose inputs and outputs stay in the GPU's memory from run to run; see base.Bindable.
+
+    arrays are copied there once; to_host() brings back what runs have written since.
+    """
+
+    def __init__(self, session, name: str, run_options, arrays: Mapping[str, np.ndarray]):
+        from onnxruntime import OrtValue
+        self._session, self._name, self._run_options = session, name, run_options
+        self._binding, self._outputs, self._arrays = session.io_binding(), [], {id(array): array for array in arrays.values()}
+        self._values = {key: OrtValue.ortvalue_from_numpy(array, DEVICE, 0) for key, array in self._arrays.items()}
+        inputs = {value.name for value in session.get_inputs()}
+        for key, array in arrays.items():
+            if key in inputs:
+                self._binding.bind_ortvalue_input(key, self._values[id(array)])
+            else:
+                self._binding.bind_ortvalue_output(key, self._values[id(array)])
+                self._outputs.append(key)
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        try:
+            for key, array in inputs.items():
+                self._binding.bind_cpu_input(key, array)
+            for key in outputs:
+                self._binding.bind_output(key)
+            self._outputs += [key for key in outputs if key not in self._outputs]
+            self._session.run_with_iobinding(self._binding, self._run_options)
+            found = self._binding.get_outputs()
+            return {key: found[self._outputs.index(key)].numpy() for key in outputs}
+        except Exception as error:
+            raise ort.failed(self._name, inputs, error, "ort_cuda") from error
+
+    def to_host(self) -> None:
+        """Copy what lies on the GPU into the arrays."""
+        for key, array in self._arrays.items():
+            array[...] = self._values[key].numpy()

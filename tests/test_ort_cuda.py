@@ -1,0 +1,65 @@
+"""ONNX bundles on a GPU. Without one, the adapter's calls run for real on ONNX Runtime's CPU provider, whose tensors are bound in the same way."""
+import numpy as np
+import onnxruntime
+import pytest
+
+import ps3_sdk
+from ps3_sdk.errors import InputError, RuntimeMissingError
+from ps3_sdk.runtimes import ort_cuda
+
+HAS_GPU = ort_cuda.PROVIDER in onnxruntime.get_available_providers()
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Where OrtCudaNetwork runs: a GPU, else the CPU in its place."""
+    if not HAS_GPU:
+        monkeypatch.setattr(ort_cuda, "PROVIDER", "CPUExecutionProvider")
+        monkeypatch.setattr(ort_cuda, "DEVICE", "cpu")
+
+
+def test_tokens_are_those_of_the_cpu(device, seeded, session, photo):
+    with ps3_sdk.Session(seeded, device="cuda") as gpu:
+        ours, theirs = gpu.encode(photo, "a boat", tokens=300), session.encode(photo, "a boat", tokens=300)
+        assert {px: ids.tolist() for px, ids in ours.picked.items()} == {px: ids.tolist() for px, ids in theirs.picked.items()}
+        np.testing.assert_allclose(ours.tokens, theirs.tokens, atol=2e-4)
+
+
+def test_keys_and_values_stay_on_the_device_and_are_cut_there(device, seeded, session, photo):
+    with ps3_sdk.Session(seeded, device="cuda") as gpu:
+        looks = gpu.look_many([photo, photo[::-1].copy()], batch=2)
+        for look, frame in zip(looks, (photo, photo[::-1].copy())):
+            wanted = session.look(frame).kv
+            assert set(look.kv) == set(wanted)
+            for key, value in look.kv.items():
+                assert isinstance(value, ort_cuda.OnDevice) and tuple(value.shape) == wanted[key].shape
+                np.testing.assert_allclose(np.asarray(value), wanted[key], atol=2e-4)
+
+
+def test_rows_of_a_tensor_on_the_device(device):
+    whole = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    tensor = ort_cuda.OnDevice(onnxruntime.OrtValue.ortvalue_from_numpy(whole, ort_cuda.DEVICE, 0))
+    part = tensor[1:4][1:3]
+    assert part.shape == (2, 3, 2) and len(part) == 2 and part.address == tensor.address + 2 * 24
+    assert np.array_equal(np.asarray(part), whole[2:4]) and np.array_equal(np.concatenate([tensor[:1], part.copy()]), whole[[0, 2, 3]])
+    with pytest.raises(IndexError, match="steps of 1"):
+        tensor[::2]
+
+
+@pytest.mark.skipif(HAS_GPU, reason="this ONNX Runtime has the CUDA provider")
+def test_without_the_provider_the_message_says_what_to_install(seeded):
+    with pytest.raises(RuntimeMissingError, match=r"\[ort_cuda\].*CUDAExecutionProvider is needed.*ps3_sdk\[gpu\]"):
+        ps3_sdk.Session(seeded, device="cuda")
+
+
+def test_a_provider_that_does_not_start_is_not_replaced_in_silence(monkeypatch, seeded):
+    """onnxruntime-gpu without its libraries falls back to the CPU; here the provider is one that does not exist."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ort_cuda.PROVIDER])
+    monkeypatch.setattr(ort_cuda.ort, "open_session", lambda *_: onnxruntime.InferenceSession(str(__import__("tiny_llm").ONNX), providers=["CPUExecutionProvider"]))
+    with pytest.raises(RuntimeMissingError, match="cannot start CUDAExecutionProvider"):
+        ps3_sdk.Session(seeded, device="cuda")
+
+
+def test_other_devices_are_refused(seeded):
+    with pytest.raises(InputError, match="device is 'tpu'"):
+        ps3_sdk.Session(seeded, device="tpu")
