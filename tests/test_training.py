@@ -1,5 +1,6 @@
 """The training of the small model: labels, windows, optimiser, and that each stage's losses fall on a few examples."""
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from ps3_sdk import _core
 from ps3_sdk.training import nano
 from ps3_sdk.training.closely import Closely
 from ps3_sdk.training.examples import make_example, places, window_around
+from ps3_sdk.training.frames import nothing_to_see
 from ps3_sdk.training.joint import Joint
 from ps3_sdk.training.optimiser import Optimiser, orthogonal, schedule
 from ps3_sdk.training.pool import words_of
@@ -176,6 +178,38 @@ def test_the_joint_pass_is_the_references(folder, scene):
         for (prompt, *_), vector in zip(example.asked, ours):
             theirs = model.ask(model.chat.ids(model.chat.message([seen, prompt])), [seen]).vector[0]
             assert (vector - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+def test_a_close_look_in_training_is_the_references(folder, scene):
+    """The rows that a question's answer is trained on are those that VilaHd makes for it: same places, scales, order, and what they are told."""
+    model = nano.new_model(folder).eval()
+    joint = Closely(model, Reader(model.vision.vision_model))
+    example = make_example(scene, np.random.default_rng(0), windows=0)
+    look = model.look(scene.frame)
+    with torch.no_grad():
+        seen, score, low_rows = joint.see_low(example)
+        _, kv = joint.read_prefix(low_rows)
+        prompts = model.projector.prompt(joint.read_prompts(kv, [model.chat._encode("\n" + example.asked[0][0])]))
+        prob = joint.prob(score, prompts)[0]
+        rows, place, _ = joint.look(example, seen, prob.topk(joint.places).indices.sort().values)
+        ours = model.projector.told(rows, prob[place])
+        picked = model.select(look, prompts, replace(model.config.looks, rule="blocks"))      # as the SDK selects for a grid of whole blocks
+        theirs = model.encode(look, picked.looks, picked.probs).rows
+    assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-3 * theirs.abs().max()
+    assert (rows - theirs).abs().max() > 0.01 * theirs.abs().max()
+
+
+def test_where_there_is_nothing_to_see_nothing_is_asked_for(folder, scene):
+    frames = [nothing_to_see(np.random.default_rng(seed), scene.frame) for seed in range(12)]
+    assert {frame.shape for frame in frames} == {scene.frame.shape} and {frame.dtype for frame in frames} == {np.dtype(np.uint8)}
+    assert len({bytes(frame[::97, ::89].tobytes()) for frame in frames}) > 6
+    questions = [replace(question, answer="", item=None) for question in scene.questions]
+    example = make_example(SimpleNamespace(frame=frames[0].copy(), items=[], questions=questions), np.random.default_rng(0), windows=2)
+    assert {answer for _, answer, *_ in example.asked} == {nano.NOT_SEEN} and not example.signs.any() and not example.labels.any()
+    for kind in (Joint, Closely):
+        model = nano.new_model(folder)
+        loss, measures = kind(model, Reader(model.vision.vision_model))(example, np.random.default_rng(0))
+        assert torch.isfinite(loss) and "recall4" not in measures
 
 
 def _meet(options, rank):

@@ -23,7 +23,7 @@ from .reading import DensePool, Reader, slot_accuracy
 from .spell import Speller, begin, words_batch
 from .state import Run
 
-LOG_EVERY, CHECK_EVERY, SAVE_EVERY = 10, 100, 50
+LOG_EVERY, CHECK_EVERY, SAVE_EVERY = 10, 250, 50
 NUM_CHECKED = 24
 QUESTIONS = 8           # answered of a scene
 SPELT_WORDS = 2         # asked of a window that is spelt
@@ -89,7 +89,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 with machine.half(options):
                     example = make_example(ring.next(), rng, questions=QUESTIONS) if n < options.scenes else make_example(ring.next(), rng, windows=0)
                     loss, measures = joint(example, rng)
-                (loss / (options.scenes + options.looks)).backward()
+                (loss / (options.scenes if n < options.scenes else options.looks)).backward()
                 for key, value in measures.items():
                     sums.setdefault(key, []).append(value)
             optimiser.step(options.lr * schedule(run.step / options.steps, decay_from=0.3))

@@ -22,7 +22,7 @@ WINDOW = (6, 18)                        # patches of 3780 px that hold any text 
 class Example:
     """low: (1, 729, 588) and view: (1, 2916, 2352) f32 normalised | windows: (w, 108, 588), their ids (w, 108) int64 and slot labels
     (w, 108, 2): those of the things asked about, then others; w may be 0 | asked: per question prompt, answer, window (None: nothing to see, or too
-    many things) and the (27, 27) bool places its text lies in | signs: (27, 27) bool, places of every item's text."""
+    many things) and the (27, 27) bool places its text lies in | signs: (27, 27) bool, places of every item's text | slots: (270, 540) uint8 labels of the whole frame."""
     low: Tensor
     view: Tensor
     windows: Tensor
@@ -30,6 +30,7 @@ class Example:
     labels: Tensor
     asked: list[tuple[str, str, int | None, Tensor]]
     signs: Tensor
+    slots: np.ndarray
     frame: object
 
 
@@ -70,8 +71,8 @@ def make_example(slot, rng: np.random.Generator, windows: int = 8, questions: in
     nowhere = torch.zeros(LOW_GRID, LOW_GRID, dtype=torch.bool)
     where = [nowhere if q.item is None else torch.from_numpy(places(slot.items[q.item].text_box_px, (h, w))) for q in chosen]
     asked = [(q.prompt, q.answer if q.item is not None else NOT_SEEN, shown.index(q.item) if q.item in shown else None, place) for q, place in zip(chosen, where)]
-    signs = np.any([places(item.text_box_px, (h, w)) for item in slot.items], axis=0)
-    return Example(low, view, patches, torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(slots.astype(np.int64)), asked, torch.from_numpy(signs), frame)
+    signs = np.any([np.zeros((LOW_GRID, LOW_GRID), bool), *(places(item.text_box_px, (h, w)) for item in slot.items)], axis=0)
+    return Example(low, view, patches, torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(slots.astype(np.int64)), asked, torch.from_numpy(signs), labels, frame)
 
 
 def window_around(box_px, size: tuple[int, int], rng: np.random.Generator | None) -> np.ndarray:

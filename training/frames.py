@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import multiprocessing as mp
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
+
+NOTHING = 0.03          # share of frames in which there is nothing to see
 
 
 @dataclass
@@ -63,6 +65,25 @@ class Ring:
             memory.unlink()
 
 
+def nothing_to_see(rng: np.random.Generator, frame: np.ndarray) -> np.ndarray:
+    """A frame of `frame`'s shape that answers nothing: one colour, a slope of two, noise, or coarse blocks of what there was."""
+    h, w, _ = frame.shape
+    one, other = rng.integers(0, 256, (2, 3))
+    kind = rng.integers(4)
+    if kind == 0:
+        return np.broadcast_to(one.astype(np.uint8), frame.shape)
+    if kind == 1:
+        share = np.linspace(0, 1, w)[None, :, None] if rng.random() < 0.5 else np.linspace(0, 1, h)[:, None, None]
+        return np.broadcast_to((one + (other - one) * share).astype(np.uint8), frame.shape)
+    step = int(rng.choice([1, 2, 8, 40]))
+    if kind == 2:
+        small = rng.integers(0, 256, (-(-h // step), -(-w // step), 3), np.uint8)
+    else:
+        step = max(step, 40)
+        small = frame[::step, ::step]
+    return small.repeat(step, axis=0).repeat(step, axis=1)[:h, :w]
+
+
 def _questions(scenes, rng, scene) -> list:
     """Two rounds of questions: the same things in other words."""
     asked = scenes.ask(rng, scene.domain, scene.items) + scenes.ask(rng, scene.domain, scene.items)
@@ -76,8 +97,11 @@ def _work(names, free, ready, split, seed, first, stride, frame_px, domains, use
     index = first
     while True:
         i = free.get()
-        scene = scenes[index]
+        scene, rng = scenes[index], np.random.default_rng([seed, index, 77])
+        asked, items = [_questions(scenes, rng, scene) for _ in range(uses)], scene.items
+        if rng.random() < NOTHING:
+            scene.frame[:], items = nothing_to_see(rng, scene.frame), []
+            asked = [[replace(question, answer="", item=None, box_px=None) for question in questions] for questions in asked]
         np.ndarray((*frame_px, 3), np.uint8, memory[i].buf)[:] = scene.frame
-        rng = np.random.default_rng([seed, index, 77])
-        ready.put((i, scene.items, [_questions(scenes, rng, scene) for _ in range(uses)]))
+        ready.put((i, items, asked))
         index += stride
