@@ -11,14 +11,14 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 from ps3_sdk import _core
 from ps3_sdk.training import nano
 from ps3_sdk.training.closely import Closely
-from ps3_sdk.training.examples import make_example, places, window_around
+from ps3_sdk.training.examples import make_example, places
 from ps3_sdk.training.frames import nothing_to_see
-from ps3_sdk.training.joint import Joint
+from ps3_sdk.training.looking import Looking
 from ps3_sdk.training.optimiser import Optimiser, orthogonal, schedule
-from ps3_sdk.training.pool import words_of
-from ps3_sdk.training.reading import CHARACTERS, GRID, Reader, augmented, patches_of, slot_labels, slot_loss
+from ps3_sdk.training.pool import orders_of, words_of
+from ps3_sdk.training.reading import CHARACTERS, GRID, IGNORED, Reader, augmented, patches_of, slot_labels, slot_loss, window_labels
 from ps3_sdk.training.scenes import Scenes
-from ps3_sdk.training.spell import Speller
+from ps3_sdk.training.spell import Speller, among, window_around
 from ps3_sdk.training.state import Run
 
 SMALL = nano.Sizes(vision_width=32, vision_depth=2, vision_heads=2, view_hidden=16, view_width=16, language_width=32, language_depth=2, language_heads=2, language_mlp=64)
@@ -55,6 +55,15 @@ def test_words_are_characters_of_one_number():
     boxes = np.arange(20, dtype=np.float32).reshape(5, 4)
     words = words_of(characters, boxes, np.array([3, 3, 3, 7, 7]))
     assert words["text"].tolist() == [b"ABC", b"XY"] and words["box"][0].tolist() == [0, 1, 10, 11]
+
+
+def test_orders_count_the_characters_of_a_word_and_are_unknown_where_its_beginning_is_cut_off():
+    assert orders_of(np.array([3, 3, 3, 7, 7, 9])).tolist() == [1, 2, 3, 1, 2, 1]
+    assert orders_of(np.zeros(10, int)).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
+    orders = np.array([[[2, 3, 0, 1, 1, 0, 2, 3], [0, 1, 0, 2, 0, 0, 1, 2]]], np.uint8)
+    labels = window_labels(orders + 10, orders)
+    assert labels.shape == (1, 8, 2, 2) and np.array_equal(labels[..., 0].reshape(1, 2, 8), orders + 10)
+    assert labels[..., 1].reshape(2, 8).tolist() == [[IGNORED, IGNORED, 0, 1, 1, 0, 2, 3], [0, 1, 0, 2, 0, 0, 1, 2]]
 
 
 def test_windows_hold_their_box_and_are_whole_blocks():
@@ -106,7 +115,7 @@ def test_reading_learns_a_batch_and_goes_on_where_it_stopped(folder, tmp_path):
     reader = Reader(model.vision.vision_model)
     rng = np.random.default_rng(0)
     patches, ids = torch.from_numpy(rng.uniform(-1, 1, (4, 48, 588)).astype(np.float32)), torch.from_numpy(rng.integers(0, GRID * GRID, (4, 48)))
-    labels = torch.from_numpy(rng.integers(0, 9, (4, 48, 2)))
+    labels = torch.from_numpy(rng.integers(0, 9, (4, 48, 2, 2)))
     nano.first_patch_embedding(model, patches.flatten(0, 1))
     optimiser = Optimiser(reader)
     run, losses = Run(tmp_path / "run", reader, optimiser), []
@@ -139,64 +148,92 @@ def test_spelling_reads_the_blocks_it_is_given(folder):
     model = nano.new_model(folder)
     speller = Speller(model, Reader(model.vision.vision_model))
     ids = torch.from_numpy(np.stack([window_around((100, 100, 160, 120), (2160, 3840), None)] * 2).astype(np.int64))
-    patches, labels = torch.randn(2, 108, 588), torch.zeros(2, 108, 2, dtype=torch.int64)
+    patches, labels = torch.randn(2, 108, 588), torch.zeros(2, 108, 2, 2, dtype=torch.int64)
     optimiser, losses = Optimiser(speller, muon_lr=0.02, adam_lr=1e-2), []
     for _ in range(25):
         _, answer, slots, right = speller(patches, ids, labels, [(0, np.array([0, 1]), "AB"), (1, np.array([2]), "7"), (1, np.array([3, 12]), "XY")], np.random.default_rng(0))
         answer.backward()
         optimiser.step()
         losses.append(float(answer.detach()))
-    assert slots.shape == (2, 108, 2, len(CHARACTERS) + 1) and losses[-1] < 0.5 * losses[0] and len(right) == 3
+    assert slots.shape == (2, 108, 2, len(CHARACTERS) + 10) and losses[-1] < 0.5 * losses[0] and len(right) == 3
 
 
-@pytest.mark.parametrize("kind", [Joint, Closely])
+def test_a_words_own_blocks_are_said_to_be_the_most_probable():
+    rng, alone, own = np.random.default_rng(0), 0, np.array([3, 4, 12, 13])
+    for _ in range(200):
+        blocks, told = among(own, 27, rng)
+        mine = np.isin(blocks, own)
+        assert mine.sum() == 4 and (np.diff(blocks) > 0).all() and blocks.max() < 27 and told.dtype == np.float32
+        alone += mine.all()
+        assert mine.all() or told[mine].min() > told[~mine].max() + 0.1
+    assert 30 < alone < 100
+
+
+@pytest.mark.parametrize("kind", [Looking, Closely])
 def test_a_scene_is_learnt_the_whole_way(folder, scene, kind):
     model = nano.new_model(folder)
     joint = kind(model, Reader(model.vision.vision_model))
-    example = make_example(scene, np.random.default_rng(0), windows=4)
+    example = make_example(scene, np.random.default_rng(0))
     optimiser, losses = Optimiser(joint, muon_lr=0.01, adam_lr=3e-3), []
     for _ in range(8):
         loss, measures = joint(example, np.random.default_rng(0))
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.9 * losses[0] and 0 <= measures["recall9"] <= 1
+    assert losses[-1] < 0.9 * losses[0] and 0 <= measures["recall6"] <= 1 and ("exact" in measures) == (kind is Closely)
     assert model.projector.top_down_prompt_head.weight.grad is None
 
 
-def test_the_joint_pass_is_the_references(folder, scene):
-    """What training computes for a question is what VilaHd.ask computes: the vector it looks for."""
+def test_a_question_in_training_is_the_references(folder, scene):
+    """What training computes for a question is what VilaHd.ask computes: how probable each place is."""
     model = nano.new_model(folder).eval()
-    joint = Joint(model, Reader(model.vision.vision_model))
-    small = SimpleNamespace(frame=scene.frame, items=scene.items, questions=scene.questions)
-    example = make_example(small, np.random.default_rng(0), windows=2)
-    seen = model.look(scene.frame)
+    looking = Looking(model, Reader(model.vision.vision_model))
+    example = make_example(scene, np.random.default_rng(0), questions=3)
+    look = model.look(scene.frame)
     with torch.no_grad():
-        _, _, low_rows = joint.see_low(example)
-        _, kv = joint.read_prefix(low_rows)
-        ours = model.projector.prompt(joint.read_prompts(kv, [model.chat._encode("\n" + prompt) for prompt, *_ in example.asked]))
-        for (prompt, *_), vector in zip(example.asked, ours):
-            theirs = model.ask(model.chat.ids(model.chat.message([seen, prompt])), [seen]).vector[0]
-            assert (vector - theirs).abs().max() < 1e-4 * theirs.abs().max()
+        prob = looking.find(example)[-2]
+        for (prompt, *_), ours in zip(example.asked, prob):
+            asked = model.ask(model.chat.ids(model.chat.message([look, prompt])), [look])
+            theirs = model.select(look, asked.vector[:1], model.config.looks).probs[0].squeeze()      # at 756 px
+            assert (ours.view(27, 27).repeat_interleave(2, 0).repeat_interleave(2, 1) - theirs).abs().max() < 1e-4
 
 
 def test_a_close_look_in_training_is_the_references(folder, scene):
     """The rows that a question's answer is trained on are those that VilaHd makes for it: same places, scales, order, and what they are told."""
     model = nano.new_model(folder).eval()
-    joint = Closely(model, Reader(model.vision.vision_model))
-    example = make_example(scene, np.random.default_rng(0), windows=0)
+    closely = Closely(model, Reader(model.vision.vision_model))
+    example = make_example(scene, np.random.default_rng(0), questions=1)
     look = model.look(scene.frame)
     with torch.no_grad():
-        seen, score, low_rows = joint.see_low(example)
-        _, kv = joint.read_prefix(low_rows)
-        prompts = model.projector.prompt(joint.read_prompts(kv, [model.chat._encode("\n" + example.asked[0][0])]))
-        prob = joint.prob(score, prompts)[0]
-        rows, place, _ = joint.look(example, seen, prob.topk(joint.places).indices.sort().values)
-        ours = model.projector.told(rows, prob[place])
-        picked = model.select(look, prompts, replace(model.config.looks, rule="blocks"))      # as the SDK selects for a grid of whole blocks
+        _, _, seen, _, _, prob, _ = closely.find(example)
+        rows, place, _ = closely.look(example, seen, prob[0].topk(closely.places).indices.sort().values)
+        ours = model.projector.told(rows, prob[0][place])
+        vector = model.ask(model.chat.ids(model.chat.message([look, example.asked[0][0]])), [look]).vector[:1]
+        picked = model.select(look, vector, replace(model.config.looks, rule="blocks"))      # as the SDK selects for a grid of whole blocks
         theirs = model.encode(look, picked.looks, picked.probs).rows
     assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-3 * theirs.abs().max()
     assert (rows - theirs).abs().max() > 0.01 * theirs.abs().max()
+
+
+def test_a_look_at_right_places_shows_the_texts_of_several_questions(folder, scene):
+    model = nano.new_model(folder)
+    closely = Closely(model, Reader(model.vision.vision_model))
+    example = make_example(scene, np.random.default_rng(0))
+    truth = torch.stack([place for *_, place in example.asked]).float().flatten(1)
+    lead = int(truth.sum(dim=1).argmax())
+    chosen = closely.right_places(truth, lead, np.random.default_rng(0))
+    assert truth[lead].sum() <= chosen.sum() <= closely.places and (chosen >= truth[lead]).all()
+    picked = (chosen + 0.1 * torch.rand(729)).topk(closely.places).indices
+    kept, answers = closely.told_there(example, truth, picked, np.random.default_rng(0))
+    assert lead in kept and all(answer in (example.asked[i][1], nano.NOT_SEEN) for i, answer in zip(kept, answers))
+
+
+def test_training_begins_with_a_checkpoint_folder(folder, tmp_path):
+    from ps3_sdk.training.answer import begin
+    model, other = nano.new_model(folder, seed=1), nano.new_model(folder, seed=2)
+    nano.save(model, folder, torch.float16)
+    begin(Looking(other, Reader(other.vision.vision_model)), tmp_path, str(folder))
+    assert all(torch.equal(a.half().float(), b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
 
 
 def test_where_there_is_nothing_to_see_nothing_is_asked_for(folder, scene):
@@ -204,9 +241,9 @@ def test_where_there_is_nothing_to_see_nothing_is_asked_for(folder, scene):
     assert {frame.shape for frame in frames} == {scene.frame.shape} and {frame.dtype for frame in frames} == {np.dtype(np.uint8)}
     assert len({bytes(frame[::97, ::89].tobytes()) for frame in frames}) > 6
     questions = [replace(question, answer="", item=None) for question in scene.questions]
-    example = make_example(SimpleNamespace(frame=frames[0].copy(), items=[], questions=questions), np.random.default_rng(0), windows=2)
-    assert {answer for _, answer, *_ in example.asked} == {nano.NOT_SEEN} and not example.signs.any() and not example.labels.any()
-    for kind in (Joint, Closely):
+    example = make_example(SimpleNamespace(frame=frames[0].copy(), items=[], questions=questions), np.random.default_rng(0))
+    assert {answer for _, answer, *_ in example.asked} == {nano.NOT_SEEN} and not example.signs.any() and not example.slots.any()
+    for kind in (Looking, Closely):
         model = nano.new_model(folder)
         loss, measures = kind(model, Reader(model.vision.vision_model))(example, np.random.default_rng(0))
         assert torch.isfinite(loss) and "recall4" not in measures
@@ -223,7 +260,7 @@ def _meet(options, rank):
 
 def test_gradients_of_two_processes_become_their_mean(tmp_path):
     from ps3_sdk.training import machine
-    machine.launch(_meet, SimpleNamespace(processes=2, folder=tmp_path))
+    machine.launch(_meet, SimpleNamespace(processes=2, folder=tmp_path, device="cpu"))
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [[1.0, 2.0, 3.0]] * 2
 
 
@@ -233,14 +270,6 @@ def test_curves_show_shares_and_the_later_of_a_step_logged_twice(tmp_path):
                {"step": 20, "seconds": 180, "exact": 0.4}, {"step": 20, "seconds": 180, "val_slot": 0.9, "val_exact": float("nan")}]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     assert curves(tmp_path / "log.jsonl") == {"exact": ([1.0, 3.0], [0.1, 0.4]), "slot_right": ([1.0], [0.3])}
-
-
-def test_conditions_ask_each_question_that_has_a_window(folder, scene):
-    from ps3_sdk.training.conditions import OTHERS, conditions
-    model = nano.new_model(folder)
-    example = make_example(scene, np.random.default_rng(0), windows=4)
-    found = conditions(Joint(model, Reader(model.vision.vision_model)), example)
-    assert len(found) == sum(window is not None for _, _, window, _ in example.asked) and all(len(right) == len(OTHERS) for right in found)
 
 
 def test_what_is_no_checkpoint_is_not_embedded(tmp_path):

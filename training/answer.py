@@ -1,8 +1,8 @@
-"""Stages 2 and 3 of the recipe: python -m training.answer POOL RUN --steps 4000. Scenes, the whole way of an answer. Continues where it was stopped.
+"""Stages 1 and 2 of the recipe: python -m training.answer POOL RUN look, then python -m training.answer POOL RUN answer. Each continues where it was stopped.
 
-Stage 2 begins with what training.spell left in RUN/spell, and goes on spelling beside, so that reading is not forgotten. --closely is
-stage 3: it begins with RUN/answer, and what is read lies in places that the model itself picked, at every scale. Frames are made by
---workers other processes meanwhile.
+look: dense text is read on and spelt, scenes are looked at: where is what is asked? It begins with what training.read left.
+answer: scenes are answered the whole way, from places that the model picked; spelling and looking go on beside. It begins with RUN/look.
+--begin takes another stage of RUN or a checkpoint folder, such as the embedded model's own. Frames are made by --workers other processes.
 """
 from __future__ import annotations
 
@@ -12,39 +12,42 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from . import machine, nano
 from .closely import Closely
 from .examples import make_example
 from .frames import Ring
-from .joint import Joint
+from .looking import Looking
 from .optimiser import Optimiser, schedule
 from .reading import DensePool, Reader, slot_accuracy
-from .spell import Speller, begin, words_batch
+from .spell import Speller, words_batch
 from .state import Run
 
-LOG_EVERY, CHECK_EVERY, SAVE_EVERY = 10, 250, 50
+LOG_EVERY, SAVE_EVERY = 10, 50
 NUM_CHECKED = 24
-QUESTIONS = 8           # answered of a scene
-SPELT_WORDS = 2         # asked of a window that is spelt
+QUESTIONS = 8           # of a scene, at most
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pool", type=Path)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--closely", action="store_true", help="stage 3")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--scenes", type=int, default=1, help="per step and process that are answered")
-    parser.add_argument("--looks", type=int, default=2, help="more scenes that are only looked at: where is what is asked?")
-    parser.add_argument("--windows", type=int, default=64, help="of dense text per step and process that are read on, so that reading goes on getting better")
-    parser.add_argument("--spelt", type=int, default=12, help="of these windows, how many are also spelt")
-    parser.add_argument("--places", type=int, default=6, help="of the low-res grid that stage 3 looks at")
+    parser.add_argument("stage", choices=("look", "answer"))
+    parser.add_argument("--begin", help="stage of RUN, or a checkpoint folder; default read for look, look for answer")
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--scenes", type=int, default=1, help="answered per step and process, in stage answer")
+    parser.add_argument("--looks", type=int, default=1, help="scenes per step and process that are only looked at")
+    parser.add_argument("--windows", type=int, default=24, help="of dense text per step and process")
+    parser.add_argument("--spelt", type=int, default=24, help="words of these windows that are spelt")
+    parser.add_argument("--places", type=int, default=6, help="of the low-res grid that an answer looks at")
     parser.add_argument("--workers", type=int, default=1, help="that make frames, per process")
-    parser.add_argument("--uses", type=int, default=1, help="of each frame, with other questions and windows")
-    parser.add_argument("--ring", type=int, default=12, help="frames in memory, 25 MB each, per process")
+    parser.add_argument("--uses", type=int, default=4, help="of each frame, with other questions")
+    parser.add_argument("--ring", type=int, default=24, help="frames in memory, 25 MB each, per process")
     parser.add_argument("--lr", type=float, default=1.0, help="factor on both learning rates")
-    parser.add_argument("--begin", help="stage whose weights to begin with: a folder of RUN; default spell, --closely: answer")
+    parser.add_argument("--decay-from", type=float, default=0.4, help="share of the steps after which learning rates fall")
+    parser.add_argument("--least", type=float, default=0.02, help="of the learning rates at the end")
+    parser.add_argument("--check-every", type=int, default=250, help="steps between looks at held-out scenes")
     machine.add_options(parser)
     options = parser.parse_args()
     nano.write_folder(options.run / "model")
@@ -52,28 +55,33 @@ def main() -> None:
 
 
 def work(options: argparse.Namespace, rank: int) -> None:
-    stage, before = ("closely", "answer") if options.closely else ("answer", "spell")
+    answering = options.stage == "answer"
     pool = DensePool(options.pool, "train")
     model = nano.new_model(options.run / "model", options.seed)
     reader = Reader(model.vision.vision_model)
-    joint = Closely(model, reader, options.places) if options.closely else Joint(model, reader)
-    begin(joint, options.run, options.begin or before)
+    looking = Closely(model, reader, options.places) if answering else Looking(model, reader)
+    begin(looking, options.run, options.begin or ("look" if answering else "read"))
     speller = Speller(model, reader)
-    optimiser = Optimiser(joint, muon_lr=0.01, adam_lr=1.2e-3)
-    run = Run(options.run / stage, joint, optimiser)
-    joint.to(options.device)
-    joint.see, see = machine.compiled(joint.see, options), machine.compiled(speller.see, options)
-    rng = np.random.default_rng([options.seed, run.step, rank])
-    first = run.step * (options.scenes + options.looks) // options.uses + rank * 1_000_000
+    optimiser = Optimiser(looking, muon_lr=0.01, adam_lr=1.2e-3)
+    run = Run(options.run / options.stage, looking, optimiser)
+    looking.to(options.device)
+    rng, rng_data = (np.random.default_rng([options.seed, run.step, rank, stream]) for stream in (0, 1))
+    scenes = options.scenes if answering else 0
+    first = run.step * (scenes + options.looks) // options.uses + rank * 1_000_000 + answering * 500_000
     ring = Ring("train", options.seed, options.ring, options.uses, options.workers, start=first)
-    held_out = [] if rank else _held_out()
+    held_out = [] if rank else HeldOut(options.pool)
     sums: dict[str, list[float]] = {}
-    rng_data, executor = np.random.default_rng([options.seed, run.step, rank, 1]), ThreadPoolExecutor(1)
 
     def dense():
-        patches, ids, labels, words = words_batch(pool, rng_data, options.windows, SPELT_WORDS, augment=True)
-        return patches, ids, labels, [word for word in words if word[0] < options.spelt]
+        patches, ids, labels, words = words_batch(pool, rng_data, options.windows, 4, augment=True)
+        return patches, ids, labels, [words[i] for i in sorted(rng_data.permutation(len(words))[:options.spelt])]
 
+    def backward(loss: torch.Tensor, measures: dict[str, float]) -> None:
+        loss.backward()
+        for key, value in measures.items():
+            sums.setdefault(key, []).append(value)
+
+    executor = ThreadPoolExecutor(1)
     try:
         upcoming = executor.submit(dense)
         while run.step < options.steps:
@@ -81,27 +89,23 @@ def work(options: argparse.Namespace, rank: int) -> None:
             patches, ids, labels, words = upcoming.result()
             upcoming = executor.submit(dense)
             with machine.half(options):
-                slot, answer, slots, right = speller(*(t.to(options.device) for t in (patches, ids, labels)), words, rng, see)
-            (slot + answer).backward()
-            sums.setdefault("spelt", []).append(float(np.mean(right)))
-            sums.setdefault("dense_slot", []).append(slot_accuracy(slots.cpu(), labels))
-            for n in range(options.scenes + options.looks):
+                slot, answer, slots, right = speller(*(t.to(options.device) for t in (patches, ids, labels)), words, rng)
+            backward(slot + answer, {"spelt": float(np.mean(right)), "dense_slot": slot_accuracy(slots.cpu(), labels)})
+            for n in range(scenes + options.looks):
+                example = make_example(ring.next(), rng, questions=QUESTIONS)
                 with machine.half(options):
-                    example = make_example(ring.next(), rng, questions=QUESTIONS) if n < options.scenes else make_example(ring.next(), rng, windows=0)
-                    loss, measures = joint(example, rng)
-                (loss / (options.scenes if n < options.scenes else options.looks)).backward()
-                for key, value in measures.items():
-                    sums.setdefault(key, []).append(value)
-            optimiser.step(options.lr * schedule(run.step / options.steps, decay_from=0.3))
+                    loss, measures = looking(example, rng) if n < scenes else Looking.forward(looking, example)
+                backward(loss / (scenes if n < scenes else options.looks), measures)
+            optimiser.step(options.lr * max(schedule(run.step / options.steps, decay_from=options.decay_from), options.least * (run.step * 2 > options.steps)))
             run.step += 1
             if rank:
-                sums = {}
+                sums.clear()
                 continue
             if run.step % LOG_EVERY == 0:
                 run.log(**{key: float(np.nanmean(values)) for key, values in sums.items() if not np.isnan(values).all()})
-                sums = {}
-            if run.step % CHECK_EVERY == 0:
-                run.log(**{f"val_{key}": value for key, value in check(joint, held_out, options).items()})
+                sums.clear()
+            if run.step % options.check_every == 0 or run.step == options.steps:
+                run.log(**{f"val_{key}": value for key, value in held_out.check(looking, speller, options).items()})
             if run.step % SAVE_EVERY == 0 or run.step == options.steps:
                 run.save()
                 nano.save(model, options.run / "model")
@@ -110,24 +114,35 @@ def work(options: argparse.Namespace, rank: int) -> None:
         ring.close()
 
 
-def _held_out() -> list:
-    from .scenes import Scenes
-    scenes, rng = Scenes(split="val", seed=1), np.random.default_rng(7)
-    return [make_example(scenes[i], rng) for i in range(NUM_CHECKED)]
+def begin(module: nn.Module, run: Path, stage: str) -> None:
+    """Weights of an earlier stage of a run, as far as they have the same names, or of a checkpoint folder."""
+    if (Path(stage) / "config.json").exists():
+        nano.load(module.model, stage)
+        return
+    state = torch.load(run / stage / "state.pt", map_location="cpu", weights_only=True)["model"]
+    if stage == "read":
+        module.reader.load_state_dict(state)
+    else:
+        module.load_state_dict(state)
 
 
-@torch.no_grad()
-def check(joint: Joint, examples: list, options: argparse.Namespace) -> dict[str, float]:
-    """Mean measures on held-out examples; exact: answers whose every token is the most probable one."""
-    rng, found = np.random.default_rng(0), {}
-    joint.eval()            # places are not told
-    for example in examples:
+class HeldOut:
+    """Frames and dense text that no training sees; check() gives mean measures. exact: answers whose every token is the most probable one."""
+
+    def __init__(self, pool: Path):
+        from .scenes import Scenes
+        scenes, rng = Scenes(split="val", seed=1), np.random.default_rng(7)
+        self.examples = [make_example(scenes[i], rng) for i in range(NUM_CHECKED)]
+        self.words = words_batch(DensePool(pool, "val"), np.random.default_rng(3), 96, 4, augment=False)
+
+    @torch.no_grad()
+    def check(self, looking: Looking, speller: Speller, options: argparse.Namespace) -> dict[str, float]:
+        rng, found = np.random.default_rng(0), {}
         with machine.half(options):
-            measures = joint(example, rng)[1]
-        for key, value in measures.items():
-            found.setdefault(key, []).append(value)
-    joint.train()
-    return {key: float(np.nanmean(values)) for key, values in found.items()}
+            for example in self.examples:
+                for key, value in looking(example, rng)[1].items():
+                    found.setdefault(key, []).append(value)
+            return {key: float(np.nanmean(values)) for key, values in found.items()} | speller.check(*self.words)
 
 
 if __name__ == "__main__":

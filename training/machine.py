@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def launch(work: Callable[[argparse.Namespace, int], None], options: argparse.Namespace) -> None:
     """work(options, rank) in options.processes processes; the first failure ends all of them."""
     if options.processes == 1:
-        _prepare()
+        _prepare(options)
         return work(options, 0)
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_one, (work, options, f"file://{folder}/meeting"), nprocs=options.processes)
@@ -30,14 +30,15 @@ def launch(work: Callable[[argparse.Namespace, int], None], options: argparse.Na
 def _one(rank: int, work, options: argparse.Namespace, meeting: str) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.processes))
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.processes)
-    _prepare()
+    _prepare(options)
     work(options, rank)
     dist.destroy_process_group()
 
 
-def _prepare() -> None:
-    # the fused attention's backward pass in bfloat16 takes three times as long as plain products on CPUs (torch 2.13)
-    torch.backends.cuda.enable_flash_sdp(torch.cuda.is_available())
+def _prepare(options: argparse.Namespace) -> None:
+    if torch.device(options.device).type == "cpu" and multiplies_bfloat16("cpu"):
+        # the fused attention's backward pass in bfloat16 takes three times as long as plain products on CPUs (torch 2.13)
+        torch.backends.cuda.enable_flash_sdp(False)
 
 
 def average(parameters: list[Tensor]) -> None:
@@ -52,8 +53,12 @@ def average(parameters: list[Tensor]) -> None:
 
 
 def half(options: argparse.Namespace) -> torch.autocast:
-    """Matrix products in bfloat16."""
-    return torch.autocast(torch.device(options.device).type, torch.bfloat16)
+    """Matrix products in bfloat16 where the machine multiplies them faster than float32."""
+    return torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=multiplies_bfloat16(options.device))
+
+
+def multiplies_bfloat16(device: str | torch.device) -> bool:
+    return torch.device(device).type != "cpu" or torch.cpu._is_avx512_bf16_supported()
 
 
 def compiled(function: Callable, options: argparse.Namespace) -> Callable:

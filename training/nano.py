@@ -23,7 +23,6 @@ from .tokenizer import ADDED, make_tokenizer
 SCALES_PX = (378, 756, 1512, 3780)
 SYSTEM = "See"
 NOT_SEEN = "not visible"
-PARTS = ("vision_tower", "mm_projector", "llm")
 
 
 @dataclass(frozen=True)
@@ -151,11 +150,22 @@ def first_patch_embedding(model: VilaHd, patches: Tensor, seed: int = 0) -> None
     proj.bias.copy_(-weight @ mean)
 
 
+@torch.no_grad()
+def load(model: VilaHd, folder: str | Path) -> None:
+    """The weights of a checkpoint folder that save() wrote into a model of the same configuration. Raises RuntimeError: other names or shapes."""
+    from safetensors.torch import load_file
+    for name, part in _parts(model).items():
+        part.load_state_dict(load_file(Path(folder) / name / "model.safetensors"))
+
+
+def _parts(model: VilaHd) -> dict[str, nn.Module]:
+    return {"vision_tower": model.vision, "mm_projector": model.projector, "llm": model.llm}
+
+
 def save(model: VilaHd, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """The weights into a folder made by write_folder, in the layout that NVIDIA's checkpoints have; each file is written beside and renamed."""
     from safetensors.torch import save_file
-    parts: dict[str, nn.Module] = {"vision_tower": model.vision, "mm_projector": model.projector, "llm": model.llm}
-    for name in PARTS:
+    for name, part in _parts(model).items():
         path = Path(folder) / name / "model.safetensors"
-        save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in parts[name].state_dict().items()}, path.with_suffix(".new"))
+        save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in part.state_dict().items()}, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .machine import average
+from .machine import average, multiplies_bfloat16
 
 STEPS = (3.4445, -4.7750, 2.0315)       # of the iteration that takes singular values to about 1
 
@@ -69,8 +69,9 @@ class Muon:
             parts = parameter.shape[0] // parameter.shape[1] if parameter.shape[0] % parameter.shape[1] == 0 and parameter.shape[0] // parameter.shape[1] == 3 else 1
             for weight, update in zip(parameter.chunk(parts), direction.chunk(parts)):
                 by_shape.setdefault(tuple(weight.shape), []).append((weight, update))
+        dtype = torch.bfloat16 if by_shape and multiplies_bfloat16(self.buffers[0].device) else torch.float32
         for (rows, columns), pairs in by_shape.items():
-            updates = orthogonal(torch.stack([update for _, update in pairs]).bfloat16()).float()
+            updates = orthogonal(torch.stack([update for _, update in pairs]).to(dtype)).float()
             size = max(1.0, rows / columns) ** 0.5
             for (weight, _), update in zip(pairs, updates):
                 weight.mul_(1 - self.lr * self.weight_decay).add_(update, alpha=-self.lr * size)

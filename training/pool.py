@@ -36,6 +36,8 @@ def make_frame(folder: Path, split: str, seed: int, number: int) -> float:
     characters, boxes = np.concatenate(codes), np.concatenate(boxes)
     codes = known[characters]
     labels = slot_labels(codes, boxes, FRAME_PX)
+    numbers = np.concatenate(words)
+    orders = slot_labels(orders_of(numbers), boxes, FRAME_PX)
     heights = np.zeros((GRID, GRID), np.uint8)                  # of the tallest character in each patch, 3780 px
     scale = PATCH_PX * np.array([FRAME_PX[1] / BASE_PX, FRAME_PX[0] / BASE_PX] * 2)
     for x0, y0, x1, y1 in boxes / scale:
@@ -44,9 +46,16 @@ def make_frame(folder: Path, split: str, seed: int, number: int) -> float:
     name = folder / f"{number:05}"
     _write(f"{name}.patches.npy", patches_of(frame).reshape(GRID, GRID, -1))
     _write(f"{name}.heights.npy", heights)
-    _write(f"{name}.words.npy", words_of(characters, boxes * (PATCH_PX / scale), np.concatenate(words)))
+    _write(f"{name}.words.npy", words_of(characters, boxes * (PATCH_PX / scale), numbers))
+    _write(f"{name}.orders.npy", orders)
     _write(f"{name}.labels.npy", labels)                        # last: a frame without labels is not there
     return float((labels > 0).mean())
+
+
+def orders_of(numbers: np.ndarray) -> np.ndarray:
+    """Which character of its word each one is, from 1 on: (n,) uint8, 8 for all later ones. numbers: (n,) each character's word."""
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    return np.minimum(np.arange(len(numbers)) - np.repeat(starts, np.diff(np.append(starts, len(numbers)))) + 1, 8).astype(np.uint8)
 
 
 def words_of(characters: np.ndarray, boxes: np.ndarray, numbers: np.ndarray) -> np.ndarray:

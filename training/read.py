@@ -13,7 +13,8 @@ from .optimiser import Optimiser, schedule
 from .reading import DensePool, Reader, slot_accuracy, slot_loss
 from .state import Run
 
-LOG_EVERY, SAVE_EVERY = 50, 250
+LOG_EVERY, CHECK_EVERY, SAVE_EVERY = 50, 250, 250
+LEAST = 0.4         # of the learning rates at the end: later stages go on reading
 
 
 def main() -> None:
@@ -55,19 +56,21 @@ def work(options: argparse.Namespace, rank: int) -> None:
             upcoming = executor.submit(batch)
             with machine.half(options):
                 logits = forward(patches, reader.positions(ids))
-            loss = slot_loss(logits.float(), labels)
+            loss = slot_loss(logits, labels)
             loss.backward()
-            optimiser.step(schedule(run.step / options.steps))
+            optimiser.step(max(schedule(run.step / options.steps), LEAST if run.step > options.steps / 2 else 0))
             run.step += 1
             loss_sum += float(loss.detach())
             if rank:
                 continue
             if run.step % LOG_EVERY == 0:
-                with torch.no_grad(), machine.half(options):
-                    logits = torch.cat([forward(v.to(options.device), reader.positions(i.to(options.device))).float().cpu() for v, i in
-                                        zip(val[0].split(options.batch), val[1].split(options.batch))])
-                run.log(loss=loss_sum / LOG_EVERY, val_slot=slot_accuracy(logits, val[2]), windows=run.step * options.batch * options.processes)
+                run.log(loss=loss_sum / LOG_EVERY, windows=run.step * options.batch * options.processes)
                 loss_sum = 0.0
+            if run.step % CHECK_EVERY == 0 or run.step == options.steps:
+                with torch.no_grad(), machine.half(options):
+                    logits = torch.cat([forward(v.to(options.device), reader.positions(i.to(options.device))).cpu() for v, i in
+                                        zip(val[0].split(options.batch), val[1].split(options.batch))])
+                run.log(val_slot=slot_accuracy(logits, val[2]), val_loss=float(slot_loss(logits, val[2])))
             if run.step % SAVE_EVERY == 0 or run.step == options.steps:
                 run.save()
                 nano.save(model, options.run / "model")

@@ -17,6 +17,9 @@ from ps3_sdk.export.reference.layers import position_weights
 
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:%/-+"
 CLASSES = len(CHARACTERS) + 1           # 0 is nothing
+ORDERS = 9                              # 0 is nothing, 8 the eighth character of a word and all later ones
+ORDER_SHARE = 0.3                       # of the loss of orders beside that of characters
+IGNORED = -100
 BASE_PX, PATCH_PX, GRID = 3780, 14, 270
 WINDOW = (4, 12)
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -52,8 +55,25 @@ def slot_labels(codes: np.ndarray, boxes_px: np.ndarray, size: tuple[int, int]) 
     return labels
 
 
+def window_labels(codes: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Labels of windows, (n, rows * columns, 2, 2) int64: of each half of each patch, its character and which of its word's characters that is.
+
+    Args:
+        codes, orders: (n, rows, 2 * columns) uint8 cut out of slot_labels. Orders are IGNORED where the word begins outside of the window.
+    """
+    n, rows, slots = codes.shape
+    known, last, wanted = np.zeros((n, rows), bool), np.zeros((n, rows), np.uint8), np.empty(codes.shape, np.int64)
+    for slot in range(slots):
+        order = orders[..., slot]
+        shown = order > 0
+        known = np.where(shown, (order == 1) | known & (order >= last), known)
+        last = np.where(shown, order, last)
+        wanted[..., slot] = np.where(shown & ~known, np.int64(IGNORED), order)
+    return np.stack([codes.astype(np.int64), wanted], axis=-1).reshape(n, rows * slots // 2, 2, 2)
+
+
 class DensePool:
-    """Gathered frames of dense text on disk: `patches` (frames, 270, 270, 588) and `labels` (frames, 270, 540), both uint8."""
+    """Gathered frames of dense text on disk: `patches` (frames, 270, 270, 588), `labels` and `orders` (frames, 270, 540), all uint8."""
 
     def __init__(self, folder: str | Path, split: str):
         folder = Path(folder) / f"dense_{split}"
@@ -62,6 +82,7 @@ class DensePool:
             raise FileNotFoundError(f"[pool] {folder} holds no frames; make them first: python -m training.pool dense {folder.parent} --split {split}")
         self.labels = [np.load(name) for name in names]
         self.patches = [np.load(str(name).replace(".labels.", ".patches."), mmap_mode="r") for name in names]
+        self.orders = [np.load(str(name).replace(".labels.", ".orders.")) for name in names]
         self.words = [np.load(str(name).replace(".labels.", ".words.")) for name in names]
         self.heights = [np.load(str(name).replace(".labels.", ".heights.")) for name in names]
 
@@ -69,12 +90,12 @@ class DensePool:
         return len(self.labels)
 
     def windows(self, rng: np.random.Generator, count: int, augment: bool, easy: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """Random windows: patches (count, 48, 588) f32 normalised, their ids (count, 48) int64, labels (count, 48, 2) int64.
+        """Random windows: patches (count, 48, 588) f32 normalised, their ids (count, 48) int64, labels (count, 48, 2, 2) int64 as window_labels gives.
 
         easy: share of the windows that are grey and whose text is large.
         """
         rows, columns = WINDOW
-        out, ids, labels = np.empty((count, rows * columns, 588), np.uint8), np.empty((count, rows * columns), np.int64), np.empty((count, rows * columns, 2), np.int64)
+        out, ids, labels = np.empty((count, rows * columns, 588), np.uint8), np.empty((count, rows * columns), np.int64), np.empty((2, count, rows, 2 * columns), np.uint8)
         for n in range(count):
             for _ in range(12):             # rather where there is text
                 frame, r, c = rng.integers(len(self)), rng.integers(GRID - rows), rng.integers(GRID - columns)
@@ -84,13 +105,13 @@ class DensePool:
                 if (label > 0).mean() > 0.25 and large:
                     break
             out[n] = self.patches[frame][r:r + rows, c:c + columns].reshape(-1, 588)
-            labels[n] = label.reshape(rows * columns, 2)
+            labels[:, n] = label, self.orders[frame][r:r + rows, 2 * c:2 * (c + columns)]
             ids[n] = ((r + np.arange(rows))[:, None] * GRID + c + np.arange(columns)).ravel()
         patches = torch.from_numpy(out).float().div_(127.5).sub_(1.0)
         if easy:
             grey = patches[:round(easy * count)].view(-1, rows * columns, 3, 196)
             grey[:] = grey.mean(dim=2, keepdim=True)
-        return augmented(patches, rng) if augment else patches, torch.from_numpy(ids), torch.from_numpy(labels)
+        return augmented(patches, rng) if augment else patches, torch.from_numpy(ids), torch.from_numpy(window_labels(*labels))
 
 
 def augmented(patches: Tensor, rng: np.random.Generator) -> Tensor:
@@ -103,12 +124,12 @@ def augmented(patches: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 class Reader(nn.Module):
-    """The trunk with a head that is thrown away later: logits (windows, tokens, 2, classes)."""
+    """The trunk with a head that is thrown away later. Logits of a half of a patch: CLASSES of characters, then ORDERS of places in a word."""
 
     def __init__(self, vision: nn.Module):
         super().__init__()
         self.vision, width = vision, vision.config.width
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 2 * CLASSES)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 2 * (CLASSES + ORDERS))
         self.smooth = None          # the resampled position table, which stage 0 leaves as it is
 
     def positions(self, ids: Tensor) -> Tensor:
@@ -122,19 +143,26 @@ class Reader(nn.Module):
         rows, columns = ids // GRID, ids % GRID
         return self.smooth[ids] + vision.pos_emb_residual_rows[-1][0][rows] + vision.pos_emb_residual_columns[-1][0][columns]
 
+    def slots(self, hidden: Tensor) -> Tensor:
+        """(.., width) of the last block -> logits (.., 2, CLASSES + ORDERS) f32"""
+        return self.head(self.norm(hidden)).unflatten(-1, (2, -1)).float()
+
     def forward(self, patches: Tensor, position: Tensor) -> Tensor:
-        hidden = self.vision.trunk(patches, position).hidden[-1]
-        return self.head(self.norm(hidden)).unflatten(-1, (2, CLASSES))
+        return self.slots(self.vision.trunk(patches, position).hidden[-1])
 
 
 def slot_loss(logits: Tensor, labels: Tensor, blank: float = 0.1) -> Tensor:
-    weight = torch.ones(CLASSES, device=logits.device)
-    weight[0] = blank
-    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight)
+    """logits as Reader.slots gives, labels as window_labels; blank: weight of halves that show nothing."""
+    loss = 0.0
+    for part, wanted, share in zip(logits.split((CLASSES, ORDERS), dim=-1), labels.unbind(-1), (1.0, ORDER_SHARE)):
+        weight = torch.ones(part.shape[-1], device=part.device)
+        weight[0] = blank
+        loss = loss + share * F.cross_entropy(part.flatten(0, -2), wanted.flatten(), weight, ignore_index=IGNORED)
+    return loss
 
 
 @torch.no_grad()
 def slot_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of the slots with a character whose most probable class is right."""
-    shown = labels > 0
-    return float((logits.argmax(-1) == labels)[shown].float().mean())
+    """Share of the halves with a character whose most probable class is right."""
+    shown = labels[..., 0] > 0
+    return float((logits[..., :CLASSES].argmax(-1) == labels[..., 0])[shown].float().mean())

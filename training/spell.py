@@ -1,28 +1,20 @@
-"""Stage 1 of the recipe: python -m training.spell POOL RUN --steps 4000. The language model learns to say a word that is looked at.
+"""Spelling: the language model learns to say a word that is looked at, in windows of dense text.
 
-Windows of dense text as before, a little larger; from each, the whole blocks that one word touches are its rows, and the answer is
-the word; several words are asked of one window. With next to no frame and no question around it, a word is twenty times cheaper than in a scene. Continues where it was stopped.
+The rows of the whole blocks that a word touches are said to be probable, those of some other blocks beside them less so, and the answer is
+the word; several words are asked of one window. With no frame and hardly a question around it, a word is twenty times cheaper than in a scene.
 """
 from __future__ import annotations
 
-import argparse
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import machine, nano
-from .examples import WINDOW, window_around
-from .joint import IGNORED, template_ids
-from .optimiser import Optimiser, schedule
-from .reading import BASE_PX, GRID, PATCH_PX, DensePool, Reader, augmented, slot_accuracy, slot_loss
-from .state import Run
+from .looking import say, template_ids
+from .reading import BASE_PX, GRID, IGNORED, PATCH_PX, DensePool, Reader, augmented, slot_accuracy, slot_loss, window_labels
 
 ASKED = ("what does it say?", "what is written on it?", "read the text", "what is the number?", "which word is it?")
-LOG_EVERY, CHECK_EVERY, SAVE_EVERY = 20, 200, 100
+ALONE, MOST_OTHERS = 0.3, 20     # share of the words whose blocks are shown alone; others beside at most
+WINDOW = (6, 18)                # patches
 
 
 def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: int, augment: bool):
@@ -30,7 +22,7 @@ def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: in
     and per word the window it is in, its block numbers there, its text."""
     down, across = WINDOW
     out = np.empty((count, down * across, 588), np.uint8)
-    ids, labels, found = np.empty((count, down * across), np.int64), np.empty((count, down * across, 2), np.int64), []
+    ids, labels, found = np.empty((count, down * across), np.int64), np.empty((2, count, down, 2 * across), np.uint8), []
     grid, n = np.arange(down * across // 4).reshape(down // 2, across // 2), 0
     while n < count:
         frame = int(rng.integers(len(pool)))
@@ -50,10 +42,33 @@ def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: in
             top, left, bottom, right = int(y0) // 28 - r // 2, int(x0) // 28 - c // 2, int(y1 - 0.01) // 28 - r // 2, int(x1 - 0.01) // 28 - c // 2
             found.append((n, grid[top:bottom + 1, left:right + 1].ravel(), word["text"].decode()))
         out[n] = pool.patches[frame][r:r + down, c:c + across].reshape(-1, 588)
-        labels[n] = pool.labels[frame][r:r + down, 2 * c:2 * (c + across)].reshape(-1, 2)
+        labels[:, n] = [part[frame][r:r + down, 2 * c:2 * (c + across)] for part in (pool.labels, pool.orders)]
         n += 1
     patches = torch.from_numpy(out).float().div_(127.5).sub_(1.0)
-    return augmented(patches, rng) if augment else patches, torch.from_numpy(ids), torch.from_numpy(labels), found
+    return augmented(patches, rng) if augment else patches, torch.from_numpy(ids), torch.from_numpy(window_labels(*labels)), found
+
+
+def window_around(box_px, size: tuple[int, int], rng: np.random.Generator | None) -> np.ndarray:
+    """(108,) ids of a window of 3780 px patches that holds the box, made of whole 2 x 2 blocks, somewhere around it."""
+    h, w = size
+    x0, y0, x1, y1 = np.asarray(box_px, float) * [GRID / w, GRID / h, GRID / w, GRID / h]
+    start = []
+    for low, high, length in ((y0, y1, WINDOW[0]), (x0, x1, WINDOW[1])):
+        first, last = int(np.ceil(high)) - length, int(np.floor(low))          # any start between them holds the box
+        middle = round((low + high - length) / 2)
+        at = middle if rng is None or last < first else int(rng.integers(first, last + 1))
+        start.append(int(np.clip(2 * round(at / 2), 0, GRID - length)))
+    return ((start[0] + np.arange(WINDOW[0]))[:, None] * GRID + start[1] + np.arange(WINDOW[1])).ravel()
+
+
+def among(own: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A word's own blocks among others of its window, ascending, and how probable each is said to be, f32: the own ones more than all others."""
+    others = rng.permutation(np.setdiff1d(np.arange(count), own))
+    others = others[:0 if rng.random() < ALONE else int(rng.integers(1, MOST_OTHERS + 1))]
+    likely = rng.uniform(0.4, 0.99)
+    told = np.concatenate([np.full(len(own), likely), rng.uniform(0.01, likely - 0.15, len(others))]).astype(np.float32)
+    order = np.argsort(np.concatenate([own, others]))
+    return np.concatenate([own, others])[order], told[order]
 
 
 class Speller(nn.Module):
@@ -65,116 +80,34 @@ class Speller(nn.Module):
         self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
         self.asked = [model.chat._encode("\n" + text) for text in ASKED]
 
-    def forward(self, patches: Tensor, ids: Tensor, labels: Tensor, words, rng, see=None) -> tuple[Tensor, Tensor, Tensor, list[bool]]:
+    def forward(self, patches: Tensor, ids: Tensor, labels: Tensor, words, rng) -> tuple[Tensor, Tensor, Tensor, list[bool]]:
         model, device, (down, across) = self.model, patches.device, WINDOW
         llm, vision = model.llm, self.reader.vision
-        high = (see or self.see)(patches, self.reader.positions(ids))
-        slots = self.reader.head(self.reader.norm(high)).unflatten(-1, (2, -1))
+        high = vision.trunk(patches, self.reader.positions(ids)).hidden[-1]
+        slots = self.reader.slots(high)
         tiles = high.view(len(high), down // 2, 2, across // 2, 2, -1).transpose(2, 3).flatten(4).flatten(3).reshape(len(high), down * across // 4, -1)
         blocks = (ids.view(-1, down // 2, 2, across // 2, 2)[:, :, 0, :, 0] // GRID // 2 * (GRID // 2) + ids.view(-1, down // 2, 2, across // 2, 2)[:, :, 0, :, 0] % GRID // 2).flatten(1)
-        window, place = np.concatenate([np.full(len(p), n) for n, p, _ in words]), np.concatenate([p for _, p, _ in words])
+        places, told = zip(*(among(place, down * across // 4, rng) for _, place, _ in words))
+        window, place = np.concatenate([np.full(len(p), n) for p, (n, _, _) in zip(places, words)]), np.concatenate(places)
         parts = model.projector(tiles[window, place], 3, blocks[window, place], GRID // 2)
-        parts = model.projector.told(parts, torch.ones(len(parts), device=device)).split([len(p) for _, p, _ in words])
+        parts = model.projector.told(parts, torch.from_numpy(np.concatenate(told)).to(device)).split([len(p) for p in places])
         head, rows, wanted = llm.embed(torch.tensor(self.head_ids, device=device)), [], []
         for part, (_, _, text) in zip(parts, words):
             answer = model.chat._encode(text) + self.end_ids
             said = self.asked[int(rng.integers(len(self.asked)))] + self.tail_ids + answer
             rows.append(torch.cat([head, part, llm.embed(torch.tensor(said[:-1], device=device))]))
             wanted.append(torch.tensor([IGNORED] * (len(rows[-1]) - len(answer)) + answer, device=device))
-        out = llm(nn.utils.rnn.pad_sequence(rows, batch_first=True))[0]
         wanted = nn.utils.rnn.pad_sequence(wanted, batch_first=True, padding_value=IGNORED)
-        counted = wanted != IGNORED
-        logits = llm.logits(out[counted]).float()
-        good = torch.ones_like(wanted, dtype=torch.bool)
-        good[counted] = logits.detach().argmax(-1) == wanted[counted]
-        slots = slots.float()
-        return slot_loss(slots, labels), F.cross_entropy(logits, wanted[counted]), slots.detach(), good.all(dim=1).tolist()
+        answer, right = say(llm, nn.utils.rnn.pad_sequence(rows, batch_first=True), wanted)
+        return slot_loss(slots, labels), answer, slots.detach(), right
 
-    def see(self, patches: Tensor, position: Tensor) -> Tensor:
-        return self.reader.vision.trunk(patches, position).hidden[-1]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pool", type=Path)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=64, help="windows per step")
-    parser.add_argument("--words", type=int, default=4, help="asked in each window")
-    parser.add_argument("--begin", default="read", help="stage of RUN to begin with")
-    machine.add_options(parser)
-    options = parser.parse_args()
-    nano.write_folder(options.run / "model")
-    machine.launch(work, options)
-
-
-def work(options: argparse.Namespace, rank: int) -> None:
-    pool, held_out = DensePool(options.pool, "train"), DensePool(options.pool, "val")
-    model = nano.new_model(options.run / "model", options.seed)
-    reader = Reader(model.vision.vision_model)
-    for name, parameter in model.named_parameters():
-        unused = name.startswith("vision.vision_model.") and not name.startswith(("vision.vision_model.trunk.patch_embed", "vision.vision_model.trunk.blocks"))
-        parameter.requires_grad_(not unused or name.endswith(("rows.2", "columns.2")))
-    speller = Speller(model, reader)
-    begin(speller, options.run, options.begin)
-    optimiser = Optimiser(speller, muon_lr=0.01)
-    run = Run(options.run / "spell", speller, optimiser)
-    speller.to(options.device)
-    see = machine.compiled(speller.see, options)
-    rng, rng_data = np.random.default_rng([options.seed, 1, run.step, rank]), np.random.default_rng([options.seed, 2, run.step, rank])
-    val = words_batch(held_out, np.random.default_rng(3), 3 * options.batch, 4, augment=False)
-    sums = {"slot": 0.0, "answer": 0.0, "exact": 0.0}
-
-    def batch():
-        return words_batch(pool, rng_data, options.batch, options.words, augment=True)
-
-    with ThreadPoolExecutor(1) as executor:
-        upcoming = executor.submit(batch)
-        while run.step < options.steps:
-            patches, ids, labels, words = upcoming.result()
-            upcoming = executor.submit(batch)
-            with machine.half(options):
-                slot, answer, _, right = speller(patches.to(options.device), ids.to(options.device), labels.to(options.device), words, rng, see)
-            (slot + answer).backward()
-            optimiser.step(schedule(run.step / options.steps))
-            run.step += 1
-            for key, value in (("slot", float(slot.detach())), ("answer", float(answer.detach())), ("exact", float(np.mean(right)))):
-                sums[key] += value / LOG_EVERY
-            if rank:
-                continue
-            if run.step % LOG_EVERY == 0:
-                run.log(**sums, windows=run.step * options.batch * options.processes)
-                sums = dict.fromkeys(sums, 0.0)
-            if run.step % CHECK_EVERY == 0 or run.step == options.steps:
-                run.log(**{f"val_{key}": value for key, value in check(speller, val, options, see).items()})
-            if run.step % SAVE_EVERY == 0 or run.step == options.steps:
-                run.save()
-                nano.save(model, options.run / "model")
-
-
-def begin(module: nn.Module, run: Path, stage: str) -> None:
-    """Weights of an earlier stage, as far as they have the same names."""
-    state = torch.load(run / stage / "state.pt", map_location="cpu", weights_only=True)["model"]
-    if stage == "read":
-        module.reader.load_state_dict(state)
-    else:
-        module.load_state_dict(state, strict=False)     # the contrast's temperature is the joint stage's alone
-
-
-@torch.no_grad()
-def check(speller: Speller, val, options, see) -> dict[str, float]:
-    rng, right, slots, losses = np.random.default_rng(0), [], [], []
-    patches, ids, labels, words = val
-    for start in range(0, len(patches), options.batch):
-        part = slice(start, start + options.batch)
-        mine = [(n - start, place, text) for n, place, text in words if start <= n < start + options.batch]
-        with machine.half(options):
-            _, answer, slot, good = speller(patches[part].to(options.device), ids[part].to(options.device), labels[part].to(options.device), mine, rng, see)
-        right += good
-        slots.append(slot.cpu())
-        losses.append(float(answer))
-    return {"slot": slot_accuracy(torch.cat(slots), labels), "answer": float(np.mean(losses)), "exact": float(np.mean(right))}
-
-
-if __name__ == "__main__":
-    main()
+    @torch.no_grad()
+    def check(self, patches: Tensor, ids: Tensor, labels: Tensor, words, batch: int = 32) -> dict[str, float]:
+        """Share of the slots and of the words that are right; arguments as words_batch gives them."""
+        rng, right, slots, device = np.random.default_rng(0), [], [], self.reader.head.weight.device
+        for start in range(0, len(patches), batch):
+            part, mine = slice(start, start + batch), [(n - start, place, text) for n, place, text in words if start <= n < start + batch]
+            _, _, logits, good = self(*(t[part].to(device) for t in (patches, ids, labels)), mine, rng)
+            right += good
+            slots.append(logits.cpu())
+        return {"dense_slot": slot_accuracy(torch.cat(slots), labels), "spelt": float(np.mean(right))}

@@ -8,10 +8,11 @@ from .draw import jpeg, luma
 from .words import VALUES, make_value
 
 TYPES = tuple(VALUES)
+APART = 0.3         # share of the blocks whose words stand apart, as they do on things
 
 
-def _text(rng, words, least):
-    """words, values and random strings, parted by blanks: at least `least` characters"""
+def _text(rng, words, least, blanks=1):
+    """words, values and random strings, parted by so many blanks: at least `least` characters"""
     parts, length = [], 0
     while length < least:
         draw = rng.random()
@@ -22,8 +23,8 @@ def _text(rng, words, least):
         else:
             part = "".join("ABCDEFGHJKLMNPQRSTUVWXYZ0123456789.:%/-+"[k] for k in rng.integers(0, 40, int(rng.integers(1, 9))))
         parts.append(part)
-        length += len(part) + 1
-    return " ".join(parts)
+        length += len(part) + blanks
+    return (" " * blanks).join(parts)
 
 
 def _colours(rng, behind):
@@ -61,7 +62,8 @@ def _block(rng, frame, x, y, width, types, words, codes, boxes, numbers):
     """A few lines of one face on one plate at (x, y) -> y below it. numbers: the last word's, then each character's."""
     glyphs = types[rng.integers(len(types))]
     cap = glyphs.cap_px
-    pitch = cap * rng.uniform(1.5, 2.2)
+    apart = rng.random() < APART
+    pitch = cap * (rng.uniform(2.2, 3.4) if apart else rng.uniform(1.5, 2.2))
     lines = min(int(rng.integers(1, 6)), int((frame.shape[0] - y) / pitch))
     if lines < 1:
         return frame.shape[0]
@@ -71,7 +73,7 @@ def _block(rng, frame, x, y, width, types, words, codes, boxes, numbers):
     if plate is not None:
         area[...] = plate.astype(np.uint8)
     mask = np.zeros(area.shape[:2], np.uint8)
-    text = _text(rng, words, int(lines * width / cap) + 1)
+    text = _text(rng, words, int(lines * width / cap) + 1, int(rng.integers(3, 9)) if apart else 1)
     tracking = rng.uniform(0, 0.15) * cap if rng.random() < 0.3 else 0.0
     place, indent = 0, rng.uniform(2, 14)
     for k in range(lines):
