@@ -232,7 +232,10 @@ def test_training_begins_with_a_checkpoint_folder(folder, tmp_path):
     from ps3_sdk.training.answer import begin
     model, other = nano.new_model(folder, seed=1), nano.new_model(folder, seed=2)
     nano.save(model, folder, torch.float16)
-    begin(Looking(other, Reader(other.vision.vision_model)), tmp_path, str(folder))
+    first, second = Reader(model.vision.vision_model), Reader(other.vision.vision_model)
+    first.save_head(folder)
+    begin(Looking(other, second), tmp_path, str(folder))
+    assert torch.equal(first.head.weight, second.head.weight)
     assert all(torch.equal(a.half().float(), b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
 
 
@@ -255,6 +258,8 @@ def _meet(options, rank):
     if rank == 0:                       # the other has no gradient: zeros
         weight.grad = torch.tensor([2.0, 4.0, 6.0])
     machine.average([weight])
+    stack = torch.arange(10.0).view(5, 2)
+    assert torch.equal(machine.shared(stack, lambda part: part * 2), stack * 2)
     (options.folder / f"{rank}.json").write_text(json.dumps(weight.grad.tolist()))
 
 

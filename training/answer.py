@@ -27,6 +27,7 @@ from .state import Run
 LOG_EVERY, SAVE_EVERY = 10, 50
 NUM_CHECKED = 24
 QUESTIONS = 8           # of a scene, at most
+READING = 4.0           # weight of reading dense text beside looking, which else undoes it: Muon's steps have one length, whichever loss they serve
 
 
 def main() -> None:
@@ -90,7 +91,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
             upcoming = executor.submit(dense)
             with machine.half(options):
                 slot, answer, slots, right = speller(*(t.to(options.device) for t in (patches, ids, labels)), words, rng)
-            backward(slot + answer, {"spelt": float(np.mean(right)), "dense_slot": slot_accuracy(slots.cpu(), labels)})
+            backward(READING * slot + answer, {"spelt": float(np.mean(right)), "dense_slot": slot_accuracy(slots.cpu(), labels)})
             for n in range(scenes + options.looks):
                 example = make_example(ring.next(), rng, questions=QUESTIONS)
                 with machine.half(options):
@@ -108,7 +109,8 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 run.log(**{f"val_{key}": value for key, value in held_out.check(looking, speller, options).items()})
             if run.step % SAVE_EVERY == 0 or run.step == options.steps:
                 run.save()
-                nano.save(model, options.run / "model")
+                nano.save(model, options.run / "model", torch.float16)
+                reader.save_head(options.run / "model")
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
         ring.close()
@@ -118,6 +120,7 @@ def begin(module: nn.Module, run: Path, stage: str) -> None:
     """Weights of an earlier stage of a run, as far as they have the same names, or of a checkpoint folder."""
     if (Path(stage) / "config.json").exists():
         nano.load(module.model, stage)
+        module.reader.load_head(stage)
         return
     state = torch.load(run / stage / "state.pt", map_location="cpu", weights_only=True)["model"]
     if stage == "read":

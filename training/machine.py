@@ -52,6 +52,17 @@ def average(parameters: list[Tensor]) -> None:
         parameter.grad = mean.view_as(parameter)
 
 
+def shared(stack: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """work(stack), which keeps shapes and takes each entry by itself; processes that hold the same stack do a share of it each."""
+    if not dist.is_initialized():
+        return work(stack)
+    count, rank, out = dist.get_world_size(), dist.get_rank(), torch.zeros_like(stack)
+    if len(stack) > rank:
+        out[rank::count] = work(stack[rank::count])
+    dist.all_reduce(out)
+    return out
+
+
 def half(options: argparse.Namespace) -> torch.autocast:
     """Matrix products in bfloat16 where the machine multiplies them faster than float32."""
     return torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=multiplies_bfloat16(options.device))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .machine import average, multiplies_bfloat16
+from .machine import average, multiplies_bfloat16, shared
 
 STEPS = (3.4445, -4.7750, 2.0315)       # of the iteration that takes singular values to about 1
 
@@ -71,7 +71,7 @@ class Muon:
                 by_shape.setdefault(tuple(weight.shape), []).append((weight, update))
         dtype = torch.bfloat16 if by_shape and multiplies_bfloat16(self.buffers[0].device) else torch.float32
         for (rows, columns), pairs in by_shape.items():
-            updates = orthogonal(torch.stack([update for _, update in pairs]).to(dtype)).float()
+            updates = shared(torch.stack([update for _, update in pairs]), lambda part: orthogonal(part.to(dtype)).float())
             size = max(1.0, rows / columns) ** 0.5
             for (weight, _), update in zip(pairs, updates):
                 weight.mul_(1 - self.lr * self.weight_decay).add_(update, alpha=-self.lr * size)

@@ -73,7 +73,6 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 run.log(val_slot=slot_accuracy(logits, val[2]), val_loss=float(slot_loss(logits, val[2])))
             if run.step % SAVE_EVERY == 0 or run.step == options.steps:
                 run.save()
-                nano.save(model, options.run / "model")
 
 
 if __name__ == "__main__":

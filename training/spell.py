@@ -72,7 +72,8 @@ def among(own: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.nda
 
 
 class Speller(nn.Module):
-    """forward(batch) -> slot loss, answer loss, logits of slots, which words are right whole."""
+    """forward(batch) -> slot loss, answer loss, logits of slots, which words are right whole. The trunk learns from the slots alone: what a language
+    model that cannot spell yet asks of it undoes its reading."""
 
     def __init__(self, model, reader: Reader):
         super().__init__()
@@ -85,7 +86,7 @@ class Speller(nn.Module):
         llm, vision = model.llm, self.reader.vision
         high = vision.trunk(patches, self.reader.positions(ids)).hidden[-1]
         slots = self.reader.slots(high)
-        tiles = high.view(len(high), down // 2, 2, across // 2, 2, -1).transpose(2, 3).flatten(4).flatten(3).reshape(len(high), down * across // 4, -1)
+        tiles = high.detach().view(len(high), down // 2, 2, across // 2, 2, -1).transpose(2, 3).flatten(4).flatten(3).reshape(len(high), down * across // 4, -1)
         blocks = (ids.view(-1, down // 2, 2, across // 2, 2)[:, :, 0, :, 0] // GRID // 2 * (GRID // 2) + ids.view(-1, down // 2, 2, across // 2, 2)[:, :, 0, :, 0] % GRID // 2).flatten(1)
         places, told = zip(*(among(place, down * across // 4, rng) for _, place, _ in words))
         window, place = np.concatenate([np.full(len(p), n) for p, (n, _, _) in zip(places, words)]), np.concatenate(places)
