@@ -2,7 +2,7 @@
 
     python examples/camera_loop.py [--seconds 3] [--tokens 512]
 
-The camera here is a thread that moves over a photograph. With a real one, replace Camera.newest() by your driver's call that
+The camera here is a thread that moves over a picture. With a real one, replace Camera.newest() by your driver's call that
 gives the newest Y and UV planes; they are read in place, at any row pitch.
 """
 import argparse
@@ -23,7 +23,7 @@ class Camera(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
-        picture = Image.open(Path(__file__).parent / "frames" / "boats_4k.jpg").convert("YCbCr")
+        picture = Image.open(Path(__file__).parent / "frames" / "panel_4k.jpg").convert("YCbCr")
         y, cb, cr = (np.asarray(plane) for plane in picture.split())
         self.luma, self.chroma = y, np.stack([cb[::2, ::2], cr[::2, ::2]], axis=-1).reshape(HEIGHT // 2, WIDTH)
         self.lock, self.fresh, self.num_frames, self.num_dropped = threading.Condition(), None, 0, 0
@@ -55,12 +55,11 @@ timings, ages_ms = ps3_sdk.Timings(), []
 camera = Camera()
 camera.start()
 with ps3_sdk.Session() as session:
-    session.encode_prompt("a boat")             # prompts are encoded once and kept
     end = time.perf_counter() + options.seconds
     while time.perf_counter() < end:
         (luma, chroma), taken_at = camera.newest()
         frame = ps3_sdk.Frame.of((luma, chroma), format="NV12", matrix="bt601", full_range=True)
-        answer = session.ask(frame, "a boat", tokens=options.tokens)
+        answer = session.ask(frame, "what does the orange progress bar say?", tokens=options.tokens)
         ages_ms.append((time.perf_counter() - taken_at) * 1e3)
         timings += answer.timing
         if timings.num_runs == 1:

@@ -8,7 +8,6 @@ from PIL import Image
 import ps3_sdk
 from conftest import PHOTO, ROOT
 from ps3_sdk import cli
-from ps3_sdk.session import DEFAULT_BUNDLE
 
 README = (ROOT / "README.md").read_text()
 
@@ -19,8 +18,8 @@ def blocks(language):
     return found
 
 
-def test_the_python_block_runs(tmp_path, monkeypatch):
-    shutil.copy(DEFAULT_BUNDLE, tmp_path / "engine.plan")
+def test_the_python_block_runs(tmp_path, monkeypatch, seeded):
+    shutil.copy(seeded, tmp_path / "engine.plan")
     shutil.copy(PHOTO, tmp_path / "frame.jpg")
     monkeypatch.chdir(tmp_path)
     names = {"frame": np.ascontiguousarray(np.asarray(Image.open(PHOTO))[..., ::-1])}
