@@ -271,10 +271,10 @@ def test_gradients_of_two_processes_become_their_mean(tmp_path):
 
 def test_curves_show_shares_and_the_later_of_a_step_logged_twice(tmp_path):
     from ps3_sdk.training.curves import curves
-    entries = [{"step": 10, "seconds": 60, "exact": 0.1, "slot": 2.5, "slot_right": 0.3}, {"step": 20, "seconds": 120, "exact": 0.2},
+    entries = [{"step": 10, "seconds": 60, "exact": 0.1, "slot": 2.5, "dense_slot": 0.3}, {"step": 20, "seconds": 120, "exact": 0.2},
                {"step": 20, "seconds": 180, "exact": 0.4}, {"step": 20, "seconds": 180, "val_slot": 0.9, "val_exact": float("nan")}]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    assert curves(tmp_path / "log.jsonl") == {"exact": ([1.0, 3.0], [0.1, 0.4]), "slot_right": ([1.0], [0.3])}
+    assert curves(tmp_path / "log.jsonl") == {"exact": ([1.0, 3.0], [0.1, 0.4]), "dense_slot": ([1.0], [0.3])}
 
 
 def test_what_is_no_checkpoint_is_not_embedded(tmp_path):

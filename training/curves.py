@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ps3_sdk.evaluate.plots import pyplot, save
 
-STAGES = {"read": "0 read", "spell": "1 spell", "answer": "2 answer", "closely": "3 look closely"}
-SHARES = ("val_slot", "slot_right", "val_slot_right", "spelt", *(f"{held_out}{name}" for held_out in ("", "val_") for name in ("exact", "refused", "recall4", "recall9")))
+STAGES = {"read": "0 read", "look": "1 spell and look", "answer": "2 answer"}
+SHARES = ("val_slot", *(f"{held_out}{name}" for held_out in ("", "val_") for name in ("dense_slot", "spelt", "exact", "refused", "recall4", "recall6")))
 
 
 def curves(log: Path) -> dict[str, tuple[list[float], list[float]]]:
@@ -19,7 +19,7 @@ def curves(log: Path) -> dict[str, tuple[list[float], list[float]]]:
         for key, value in entry.items():
             if key in SHARES and value == value:
                 found.setdefault(key, {})[entry["step"]] = (entry["seconds"] / 60, value)
-    if "slot_right" in found:           # then what is called slot is a loss
+    if "dense_slot" in found:           # then what is called slot is a loss
         found.pop("val_slot", None)
     return {key: tuple(map(list, zip(*(points[step] for step in sorted(points))))) for key, points in found.items()}
 
