@@ -28,7 +28,7 @@ def write_default(checkpoint: str | Path, output: str | Path, progress: Callable
     if not is_vila(checkpoint):
         raise ExportError(f"[export] {checkpoint} is no VILA-HD checkpoint folder. Pass the folder model that training writes in its RUN folder.")
     identity = {"name": "ps3-nano", "source": "trained by ps3_sdk.training", "revision": hash_of(checkpoint), "licence": "Apache-2.0",
-                "note": "small, trained on drawn scenes with text; see docs/model_card.md"}
+                "note": "small, trained on drawn scenes with text; see training/README.md"}
     beside = output.with_name(output.name + ".new")
     try:
         make_vlm(str(checkpoint), beside, identity=identity, answer_tokens=ANSWER_TOKENS, progress=progress)
