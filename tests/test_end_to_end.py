@@ -2,9 +2,9 @@
 
 The reference is held to ps3-torch by test_reference_conformance.py, so equal here means equal to the public model.
 """
-import numpy as np
-from pathlib import Path
+import zipfile
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch", reason="needs ps3_sdk[export]")
 
 import tiny_models
 from conftest import PHOTO
+from safetensors.numpy import load
+
 from ps3_sdk import Session, cli
 from ps3_sdk.errors import ExportError, InputError
 from ps3_sdk.export.check import relative_error
@@ -91,8 +93,6 @@ def test_shards_and_half_precision_export_the_same_way(tmp_path, shards, dtype):
         assert all(stage["max_relative_error"] <= BOUND for stage in session.bundle.manifest["parity"].values())
 
 
-@pytest.mark.skipif(Path("/proc/cpuinfo").exists() and "avx2" in Path("/proc/cpuinfo").read_text() and "vnni" not in Path("/proc/cpuinfo").read_text(),
-                    reason="ONNX Runtime's int8 products saturate on processors with AVX2 and no VNNI; the export refuses there (seen: 2.6e-1)")
 def test_int8_is_smaller_less_exact_and_says_so(tmp_path, photo):
     tiny_models.write(tmp_path / "checkpoint", tiny_models.config("siglip", "1.5k", text=False, width=64))
     size = {}
@@ -104,6 +104,9 @@ def test_int8_is_smaller_less_exact_and_says_so(tmp_path, photo):
             error = session.bundle.manifest["parity"]["encode_high"]["max_relative_error"]
             assert error <= BOUND if precision == "fp32" else 1e-4 < error < 0.1
             assert session.bundle.manifest["networks"]["encode"]["precision"] == precision
+            if precision == "int8":         # two products of an input of 255 must fit 16 bits, or some processors cut them off
+                stored = load(zipfile.ZipFile(plan).read("encode.safetensors"))
+                assert {2 * 255 * int(abs(values.astype(int)).max()) for values in stored.values() if values.dtype == np.int8} == {32130}
             encoding = session.encode(photo, tokens=200)
             fp32 = encoding if precision == "fp32" else fp32
             assert 0 <= relative_error(encoding.tokens[:729], fp32.tokens[:729]) < 0.1
