@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'ps3_sdk[export]'")
 
 from ps3_sdk import _core
+from ps3_sdk.errors import InputError
 from ps3_sdk.training import nano
 from ps3_sdk.training.closely import Closely
 from ps3_sdk.training.examples import make_example, places
@@ -237,6 +238,18 @@ def test_training_begins_with_a_checkpoint_folder(folder, tmp_path):
     begin(Looking(other, second), tmp_path, str(folder))
     assert torch.equal(first.head.weight, second.head.weight)
     assert all(torch.equal(a.half().float(), b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+    with pytest.raises(InputError, match="Train stage look first"):
+        begin(Looking(other, second), tmp_path, "look")
+
+
+def test_a_training_that_goes_on_keeps_the_words_of_its_checkpoint(folder, tmp_path):
+    copy = nano.copy_folder(folder, tmp_path / "run/model")
+    names = {path.relative_to(folder) for path in folder.rglob("*.json")}
+    assert names == {path.relative_to(copy) for path in copy.rglob("*.json")} and all((copy / name).read_bytes() == (folder / name).read_bytes() for name in names)
+    assert nano.copy_folder(folder, copy) == copy
+    (copy / "llm/tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="tokenizer.json"):
+        nano.copy_folder(folder, copy)
 
 
 def test_where_there_is_nothing_to_see_nothing_is_asked_for(folder, scene):

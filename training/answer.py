@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ps3_sdk.errors import InputError
+
 from . import machine, nano
 from .closely import Closely
 from .examples import make_example
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument("--spelt", type=int, default=24, help="words of these windows that are spelt")
     parser.add_argument("--places", type=int, default=6, help="of the low-res grid that an answer looks at")
     parser.add_argument("--workers", type=int, default=1, help="that make frames, per process")
-    parser.add_argument("--uses", type=int, default=4, help="of each frame, with other questions")
+    parser.add_argument("--uses", type=int, default=2, help="of each frame, with other questions")
     parser.add_argument("--ring", type=int, default=24, help="frames in memory, 25 MB each, per process")
     parser.add_argument("--lr", type=float, default=1.0, help="factor on both learning rates")
     parser.add_argument("--decay-from", type=float, default=0.4, help="share of the steps after which learning rates fall")
@@ -51,6 +53,8 @@ def main() -> None:
     parser.add_argument("--check-every", type=int, default=250, help="steps between looks at held-out scenes")
     machine.add_options(parser)
     options = parser.parse_args()
+    if is_checkpoint(options.begin):
+        nano.copy_folder(options.begin, options.run / "model")
     nano.write_folder(options.run / "model")
     machine.launch(work, options)
 
@@ -95,7 +99,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
             for n in range(scenes + options.looks):
                 example = make_example(ring.next(), rng, questions=QUESTIONS)
                 with machine.half(options):
-                    loss, measures = looking(example, rng) if n < scenes else Looking.forward(looking, example)
+                    loss, measures = looking(example, rng) if n < scenes else looking.search(example)
                 backward(loss / (scenes if n < scenes else options.looks), measures)
             optimiser.step(options.lr * max(schedule(run.step / options.steps, decay_from=options.decay_from), options.least * (run.step * 2 > options.steps)))
             run.step += 1
@@ -116,13 +120,20 @@ def work(options: argparse.Namespace, rank: int) -> None:
         ring.close()
 
 
+def is_checkpoint(stage: str | None) -> bool:
+    return stage is not None and (Path(stage) / "config.json").exists()
+
+
 def begin(module: nn.Module, run: Path, stage: str) -> None:
-    """Weights of an earlier stage of a run, as far as they have the same names, or of a checkpoint folder."""
-    if (Path(stage) / "config.json").exists():
+    """Weights of an earlier stage of a run or of a checkpoint folder. Raises InputError: no such stage."""
+    if is_checkpoint(stage):
         nano.load(module.model, stage)
         module.reader.load_head(stage)
         return
-    state = torch.load(run / stage / "state.pt", map_location="cpu", weights_only=True)["model"]
+    path = run / stage / "state.pt"
+    if not path.exists():
+        raise InputError(f"[training] {path} does not exist. Train stage {stage} first, or pass --begin with another stage of {run} or a checkpoint folder.")
+    state = torch.load(path, map_location="cpu", weights_only=True)["model"]
     if stage == "read":
         module.reader.load_state_dict(state)
     else:

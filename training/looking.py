@@ -36,7 +36,11 @@ class Looking(nn.Module):
     def device(self) -> torch.device:
         return self.model.vision.vision_model.trunk.pos_embed.device
 
-    def forward(self, example: Example, rng: np.random.Generator | None = None) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, example: Example, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        return self.search(example)
+
+    def search(self, example: Example) -> tuple[Tensor, dict[str, float]]:
+        """The losses of places alone."""
         losses, measures = self.find(example)[:2]
         return losses["where"] + 0.3 * losses["prior"], {**numbers(losses), **measures}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ps3_sdk.errors import InputError
 from ps3_sdk.export.reference.vila.chat import Chat
 from ps3_sdk.export.reference.vila.config import VilaConfig
 from ps3_sdk.export.reference.vila.model import VilaHd
@@ -75,6 +76,21 @@ def write_folder(folder: str | Path, sizes: Sizes = Sizes(), vocabulary: int = 4
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
     (folder / "llm/tokenizer.json").write_text(tokenizer.to_str(), "utf-8")
+    return folder
+
+
+def copy_folder(source: str | Path, folder: str | Path) -> Path:
+    """Configuration and tokenizer of a checkpoint folder for a training that goes on from its weights: other token ids would be other words.
+
+    Raises InputError: `folder` has other ones already.
+    """
+    source, folder = Path(source), Path(folder)
+    for path in sorted(source.rglob("*.json")):
+        made = folder / path.relative_to(source)
+        if made.exists() and made.read_bytes() != path.read_bytes():
+            raise InputError(f"[training] {made} is not what {path} is, so its weights do not fit. Begin in another RUN folder.")
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_bytes(path.read_bytes())
     return folder
 
 
