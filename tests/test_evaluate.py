@@ -12,7 +12,7 @@ from ps3_sdk.evaluate.results import Results
 from ps3_sdk.evaluate.statistics import share_of, wilson
 from ps3_sdk.evaluate.summary import summarise
 from ps3_sdk.evaluate.vstar import shuffled
-from ps3_sdk.evaluate.words import chosen, is_refusal, lettered, normalise
+from ps3_sdk.evaluate.words import characters_off, chosen, is_refusal, lettered, normalise
 
 
 @pytest.fixture
@@ -85,6 +85,19 @@ def test_figures_are_told_by_domain_by_height_and_apart_from_what_is_not_there()
 def test_answers_without_confidence_count_neither_way():
     found = summarise([record(confidence=None), record(kind="absent kind", confidence=None)])
     assert found["wrong_but_confident"] is None and found["unanswerable"]["answered_confidently"] is None and found["unanswerable"]["answered"] == 1
+
+
+def test_near_misses_and_confidence_are_told():
+    found = summarise([record(answer="HANDCAR", said="HANDCAR", confidence=0.1), record(answer="687", said="687 ", right=False, refused=True, confidence=0.8),
+                       record(answer="POTBELLY", said="potbly", right=False, confidence=0.79), record(answer="687", said="88", right=False, confidence=0.2),
+                       record(answer="RESONANT", said="ESONAN", right=False, confidence=None), record(answer="ORDINAL", said="77", right=False)])
+    assert found["nearly_right"] == 0.5 and found["nearly_right_n"] == 6
+    assert {name: (row["right"], row["right_n"]) for name, row in found["by_confidence"].items()} == {"below 0.2": (1, 1), "0.2-0.5": (0, 1), "0.5-0.8": (0, 1), "0.8 and more": (0, 2)}
+
+
+@pytest.mark.parametrize("said,right,off", [("", "", 0), (None, "AB", 2), ("ab ", "AB", 0), ("HANDIELY", "HANDCAR", 4), ("7/200", "71/200", 1), ("BA", "AB", 2)])
+def test_characters_off(said, right, off):
+    assert characters_off(said, right) == characters_off(right, said) == off
 
 
 # -- selection -------------------------------------------------------------------------------------------------------

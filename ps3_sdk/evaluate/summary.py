@@ -5,8 +5,11 @@ import statistics
 from typing import Sequence
 
 from .statistics import share_of
+from .words import characters_off
 
 CONFIDENT = 0.8
+NEARLY = 2              # characters that an answer is off at most
+CONFIDENCES = {"below 0.2": (0, 0.2), "0.2-0.5": (0.2, 0.5), "0.5-0.8": (0.5, CONFIDENT), "0.8 and more": (CONFIDENT, 1.01)}
 CAP_BANDS_PX = {"10-13": (0, 14), "14-18": (14, 19), "19-23": (19, 24), "24-28": (24, 1e9)}       # [low, high) of capitals at 3840x2160
 MEASURES = {"exact_match": "right", "exact_match_low_res_only": "right_low_res_only"}
 
@@ -20,6 +23,8 @@ def summarise(records: Sequence[dict]) -> dict:
         **measures(asked),
         "by_domain": {domain: measures([record for record in asked if record["domain"] == domain]) for domain in domains},
         "by_cap_px": {name: measures([record for record in capped if low <= record["cap_px"] < high]) for name, (low, high) in CAP_BANDS_PX.items()} if capped else {},
+        "by_confidence": {name: _told("right", [record["right"] for record in asked if record["confidence"] is not None and low <= record["confidence"] < high])
+                          for name, (low, high) in CONFIDENCES.items()},
         "unanswerable": unanswerable([record for record in records if record["kind"] != "value"]),
         "seconds_per_question": seconds(records),
         "patches_per_question": round(statistics.fmean(record["patches"] for record in asked), 1) if asked else None,
@@ -35,6 +40,7 @@ def measures(records: Sequence[dict]) -> dict:
         if choice:
             found.update(_told(name.replace("exact_match", "choice_accuracy"), [record[key] for record in choice]))
     found.update(_told("refused", [record["refused"] for record in free]))
+    found.update(_told("nearly_right", [not record["right"] and not record["refused"] and characters_off(record["said"], record["answer"]) <= NEARLY for record in free]))
     sure = [record for record in records if record["confidence"] is not None]
     found.update(_told("wrong_but_confident", [record["confidence"] > CONFIDENT and not record["right"] and not record["refused"] for record in sure]))
     recalls = [record["recall"] for record in records if record["recall"] is not None]
@@ -80,6 +86,11 @@ def table(summary: dict) -> str:
         if row["n"]:
             lines.append(f"{title[:11]:<12}{row['n']:>6}{_percent(row, name):>26}{_percent(row, name + '_low_res_only'):>24}"
                          + "".join(f"{_plain(row['selection_recall'].get(budget)):>13}" for budget in budgets))
+    if free:
+        lines.append(f"not right: {_percent(summary, 'nearly_right')} at most {NEARLY} characters off, {_percent(summary, 'refused')} refused")
+    bands = [f"{name}: {100 * row['right']:.0f} % of {row['right_n']}" for name, row in summary["by_confidence"].items() if row["right_n"]]
+    if bands:
+        lines.append(f"right by confidence: {', '.join(bands)}")
     absent, spent = summary["unanswerable"], summary["seconds_per_question"]
     if absent["n"]:
         lines.append(f"not there: {absent['n']} questions, a value given to {_percent(absent, 'answered')}, with confidence above {CONFIDENT} to {_percent(absent, 'answered_confidently')}")

@@ -18,6 +18,17 @@ def is_refusal(text: str | None) -> bool:
     return normalise(text).rstrip(".") in REFUSALS
 
 
+def characters_off(said: str | None, right: str | None) -> int:
+    """Characters that must be put in, left out or replaced to make one of the other, both normalised."""
+    said, right = normalise(said), normalise(right)
+    row = list(range(len(right) + 1))
+    for i, one in enumerate(said, 1):
+        above, row = row, [i]
+        for j, other in enumerate(right, 1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (one != other)))
+    return row[-1]
+
+
 def lettered(prompt: str, choices: Sequence[str]) -> str:
     """The prompt that a language model gets for a multiple-choice question."""
     options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices))
