@@ -53,6 +53,9 @@ def open_session(bundle, name: str, threads: int, providers: list):
     if entry["precision"] == "fp32":
         options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_mem_pattern = False
+    # Every network has threads of its own, which would go on turning after a run and take the cores from the next network's: with five
+    # networks of a small model on 2 cores an ask took twice as long, and generating its tokens six times (benchmarks/default.py).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     model = bytes(bundle.member(entry["file"]))
     if entry["weights"] and not _still_there(bundle):       # replaced on the disk meanwhile: what is mapped is the one to go on with
         weights = bundle.member(entry["weights"])

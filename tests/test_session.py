@@ -217,3 +217,11 @@ def test_a_missing_runtime_package_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(errors.RuntimeMissingError, match="pip install onnxruntime"):
         ps3_sdk.Session()
+
+
+def test_a_networks_threads_do_not_keep_the_cores_from_the_next_network(seeded, monkeypatch):
+    import onnxruntime
+    opened, make = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda model, options, **more: opened.append(options) or make(model, options, **more))
+    with ps3_sdk.Session(seeded):
+        assert opened and all(options.get_session_config_entry("session.intra_op.allow_spinning") == "0" for options in opened)
