@@ -225,7 +225,10 @@ def test_a_look_at_right_places_shows_the_texts_of_several_questions(folder, sce
     chosen = closely.right_places(truth, lead, np.random.default_rng(0))
     assert truth[lead].sum() <= chosen.sum() <= closely.places and (chosen >= truth[lead]).all()
     picked = (chosen + 0.1 * torch.rand(729)).topk(closely.places).indices
-    kept, answers = closely.told_there(example, truth, picked, np.random.default_rng(0))
+    kept, answers = closely.told_there(example, truth, picked, lead, np.random.default_rng(0))
+    absent = next(i for i, (_, answer, _) in enumerate(example.asked) if answer == nano.NOT_SEEN)
+    for seed in range(5):
+        assert absent in closely.told_there(example, truth, picked, absent, np.random.default_rng(seed))[0]
     assert lead in kept and all(answer in (example.asked[i][1], nano.NOT_SEEN) for i, answer in zip(kept, answers))
 
 

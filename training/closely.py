@@ -37,7 +37,7 @@ class Closely(Looking):
             if learning and rng.random() < self.true_share:
                 wanted = wanted + self.right_places(truth, lead, rng)
             picked = wanted.topk(self.places).indices.sort().values
-            kept, answers = self.told_there(example, truth, picked, rng) if learning else ([lead], [example.asked[lead][1]])
+            kept, answers = self.told_there(example, truth, picked, lead, rng) if learning else ([lead], [example.asked[lead][1]])
             rows, place, slots = self.look(example, seen, picked)
             slot_losses.append(slots)
             if not kept:
@@ -60,11 +60,14 @@ class Closely(Looking):
                 chosen = more
         return chosen
 
-    def told_there(self, example: Example, truth: Tensor, picked: Tensor, rng) -> tuple[list[int], list[str]]:
-        """Which questions are answered where the places in `picked` can be read, and how; those whose text is there in part are left out."""
+    def told_there(self, example: Example, truth: Tensor, picked: Tensor, lead: int, rng) -> tuple[list[int], list[str]]:
+        """Which questions are answered where the places in `picked` can be read, and how; those whose text is there in part are left out.
+
+        Of those that are not there the one that the look was made for comes first: what it found instead is most like what it was asked for.
+        """
         share = (truth[:, picked].sum(dim=1) / truth.sum(dim=1).clamp(min=1)).tolist()
         seen = [i for i, part in enumerate(share) if part == 1]
-        unseen = [int(i) for i in rng.permutation(len(share)) if share[i] == 0][:UNSEEN]
+        unseen = sorted((int(i) for i in rng.permutation(len(share)) if share[i] == 0), key=lambda i: i != lead)[:UNSEEN]
         return seen + unseen, [example.asked[i][1] for i in seen] + [NOT_SEEN] * len(unseen)
 
     def answer(self, rows: Tensor, kv, questions: list[list[int]], answers: list[str]) -> tuple[Tensor, list[bool]]:
