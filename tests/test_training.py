@@ -92,7 +92,7 @@ def test_orthogonal_takes_singular_values_to_about_one():
 
 
 def test_the_schedule_rises_stays_and_falls():
-    assert schedule(0) < 0.02 and schedule(0.3) == 1 and schedule(1) == pytest.approx(0.02) and schedule(0.8) == pytest.approx(0.51)
+    assert schedule(0) < 0.02 and schedule(0.3) == 1 and schedule(1) == pytest.approx(0.02) and schedule(0.8) == pytest.approx(0.51) and schedule(1, least=0.3) == 0.3 and schedule(0, least=0.3) < 0.02
 
 
 def test_augmented_windows_keep_their_range_and_their_edges():

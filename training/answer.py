@@ -101,7 +101,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 with machine.half(options):
                     loss, measures = looking(example, rng) if n < scenes else looking.search(example)
                 backward(loss / (scenes if n < scenes else options.looks), measures)
-            optimiser.step(options.lr * max(schedule(run.step / options.steps, decay_from=options.decay_from), options.least * (run.step * 2 > options.steps)))
+            optimiser.step(options.lr * schedule(run.step / options.steps, decay_from=options.decay_from, least=options.least))
             run.step += 1
             if rank:
                 sums.clear()

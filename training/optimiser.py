@@ -96,8 +96,8 @@ def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
     return x.transpose(1, 2) if tall else x
 
 
-def schedule(progress: float, warm_up: float = 0.01, decay_from: float = 0.6) -> float:
-    """Factor on the learning rate at `progress` in 0..1: up, level, down in a straight line to 2 %."""
+def schedule(progress: float, warm_up: float = 0.01, decay_from: float = 0.6, least: float = 0.02) -> float:
+    """Factor on the learning rate at `progress` in 0..1: up, level, down in a straight line that would end at 2 %, but no lower than `least`."""
     if progress < warm_up:
         return max(progress / warm_up, 0.01)
-    return 1.0 if progress < decay_from else max(1.0 - 0.98 * (progress - decay_from) / (1 - decay_from), 0.02)
+    return 1.0 if progress < decay_from else max(1.0 - 0.98 * (progress - decay_from) / (1 - decay_from), least)

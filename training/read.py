@@ -58,7 +58,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 logits = forward(patches, reader.positions(ids))
             loss = slot_loss(logits, labels)
             loss.backward()
-            optimiser.step(max(schedule(run.step / options.steps), LEAST if run.step > options.steps / 2 else 0))
+            optimiser.step(schedule(run.step / options.steps, least=LEAST))
             run.step += 1
             loss_sum += float(loss.detach())
             if rank:

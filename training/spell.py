@@ -86,8 +86,9 @@ class Speller(nn.Module):
         llm, vision = model.llm, self.reader.vision
         high = vision.trunk(patches, self.reader.positions(ids)).hidden[-1]
         slots = self.reader.slots(high)
-        tiles = high.detach().view(len(high), down // 2, 2, across // 2, 2, -1).transpose(2, 3).flatten(4).flatten(3).reshape(len(high), down * across // 4, -1)
-        blocks = (ids.view(-1, down // 2, 2, across // 2, 2)[:, :, 0, :, 0] // GRID // 2 * (GRID // 2) + ids.view(-1, down // 2, 2, across // 2, 2)[:, :, 0, :, 0] % GRID // 2).flatten(1)
+        tiles = high.detach().view(len(high), down // 2, 2, across // 2, 2, -1).transpose(2, 3).reshape(len(high), down * across // 4, -1)
+        first = ids.view(-1, down // 2, 2, across // 2, 2)[:, :, 0, :, 0].flatten(1)        # patch of each block
+        blocks = first // GRID // 2 * (GRID // 2) + first % GRID // 2
         places, told = zip(*(among(place, down * across // 4, rng) for _, place, _ in words))
         window, place = np.concatenate([np.full(len(p), n) for p, (n, _, _) in zip(places, words)]), np.concatenate(places)
         parts = model.projector(tiles[window, place], 3, blocks[window, place], GRID // 2)
