@@ -300,3 +300,13 @@ def test_what_is_no_checkpoint_is_not_embedded(tmp_path):
     with pytest.raises(ExportError, match="no VILA-HD checkpoint"):
         write_default(tmp_path, tmp_path / "default.plan")
     assert (tmp_path / "default.plan").read_bytes() == b"as it was"
+
+
+def test_a_pool_that_is_missing_or_old_says_how_to_make_it(tmp_path):
+    from ps3_sdk.training.reading import DensePool
+    with pytest.raises(FileNotFoundError, match="python -m training.pool .* --split val"):
+        DensePool(tmp_path, "val")
+    (tmp_path / "dense_val").mkdir()
+    np.save(tmp_path / "dense_val/00000.labels.npy", np.zeros((270, 540), np.uint8))
+    with pytest.raises(FileNotFoundError, match="older version, 00000.labels.npy"):
+        DensePool(tmp_path, "val")

@@ -19,7 +19,7 @@ LEAST = 0.4         # of the learning rates at the end: later stages go on readi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pool", type=Path, help="folder made by python -m training.pool dense")
+    parser.add_argument("pool", type=Path, help="folder made by python -m training.pool")
     parser.add_argument("run", type=Path, help="folder of this training; its checkpoint lies in RUN/model")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--batch", type=int, default=128, help="windows per step")
