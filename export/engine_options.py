@@ -6,7 +6,6 @@ asked of the installed package. Expected sizes and times come from benchmarks/en
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,10 +170,11 @@ def estimate(sizes: dict[str, int], options: EngineOptions) -> Estimate:
     return Estimate(plans, ram, seconds, 3 * total)
 
 
-def _free_ram_gb() -> float | None:
+def _free_ram_gb(meminfo: str | Path = "/proc/meminfo") -> float | None:
+    """What programs can still have: pages that only cache files count as free, unlike in sysconf's SC_AVPHYS_PAGES. None: not told here."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    except (ValueError, OSError, AttributeError):
+        return next(int(line.split()[1]) for line in Path(meminfo).read_text().splitlines() if line.startswith("MemAvailable:")) / 1e6
+    except (OSError, StopIteration, ValueError, IndexError):
         return None
 
 
