@@ -1,7 +1,6 @@
 """Looking closely: what is picked for a prompt, encoded, and what comes of it. The four stages from score to encode_high."""
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -13,6 +12,7 @@ from .budget import Budget
 from .errors import InputError
 from .probability import certain, enlarged, smoothed
 from .prompt import Prompt
+from .timing import shared
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,15 @@ def _together(aims: Sequence[Aim], budget: Budget, timings: Sequence[Timing], ru
     taken = [{px: np.zeros((px // patch_px) ** 2, np.uint8) for px in scales_px} for _ in aims]
     found = [{px: [] for px in scales_px} for _ in aims]        # per aim and scale, per look: (ids, tokens)
     for counts in budget.looks if r == 1 else blocks.plan_blocks(budget.looks, list(map(len, taken[0].values())), r * r):
-        picks, gathered = [], []
-        for aim, prob, used, timing in zip(aims, maps, taken, own):
+        picks = []
+        for prob, used, timing in zip(maps, taken, own):
             with timing.stage("select"):
                 picks.append({px: session.select(prob, px, count, used[px], r) for px, count in zip(scales_px, counts)})
-            with timing.stage("gather"):
-                gathered.append(session.gather(aim.look.frame, picks[-1]))
-        start = time.perf_counter()
-        high = session.encode_high_many(*zip(*gathered), [aim.look.kv for aim in aims])
-        share_ms = (time.perf_counter() - start) * 1e3 / len(aims)
+        with shared(own, "gather"):
+            gathered = session.gather_many([aim.look.frame for aim in aims], picks)
+        with shared(own, "encode_high"):
+            high = session.encode_high_many(*gathered, [aim.look.kv for aim in aims])
         for each, tokens, parts, timing in zip(picks, high, found, own):
-            timing.add("encode_high", share_ms)
             ends = np.cumsum([len(ids) for ids in each.values()])
             for px, part in zip(scales_px, np.split(tokens, ends[:-1])):
                 parts[px].append((each[px], part))

@@ -22,7 +22,7 @@ class Look:
     frame: Frame
     tokens: np.ndarray                     # (low-res tokens, width) f32
     kv: dict[str, np.ndarray]              # past_key_i, past_value_i: (1, heads, low-res tokens, head_width) f32; of engines on the device
-    low_features: np.ndarray               # (low-res tokens, width) f32, what score() compares prompts with
+    low_features: np.ndarray               # (low-res tokens, width) f32, what score() compares prompts with; on the GPU where ops run there, as are
     view_features: np.ndarray | None       # (view places, view_width) f32
     timing: Timing = field(repr=False)
     rows: np.ndarray | None = None         # (low-res rows, language width) f32, what a language model sees of the frame

@@ -24,3 +24,13 @@ def position_rows(tables: dict[str, np.ndarray], geometry: dict, size_px: int, i
         rows += tables[f"position_row_{size_px}"][ids // n]
         rows += tables[f"position_column_{size_px}"][ids % n]
     return rows
+
+
+def full_residual(tables: dict[str, np.ndarray], geometry: dict, size_px: int) -> np.ndarray | None:
+    """The residual of every place of a scale, (n * n, width), a row's and a column's summed where that is how it is kept; None where there is none."""
+    if f"position_residual_{size_px}" in tables:
+        return np.ascontiguousarray(tables[f"position_residual_{size_px}"])
+    if f"position_row_{size_px}" not in tables:
+        return None
+    rows, columns = tables[f"position_row_{size_px}"], tables[f"position_column_{size_px}"]
+    return np.add(rows[:, None], columns[None], dtype=np.float32).reshape(len(rows) * len(columns), -1)

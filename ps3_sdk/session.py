@@ -9,17 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
+from . import _core
 from .answer import Answer, Timing
 from .ask import ask_together
 from .bundle import Bundle
 from .datasheet import int8_caution
 from .encoding import Encoding, check_batch
-from .errors import BundleError, InputError
+from .errors import BundleError, InputError, RuntimeMissingError
 from .frame import Frame
 from .look import Look
 from .manifest import ENGINES, TABLES
+from .ops import DeviceOps, HostOps
 from .prompt import Prompt, PromptTokenizer
-from .stages import Stages, unit
+from .stages import Stages, joined, unit
 
 DEFAULT_BUNDLE = Path(__file__).parent / "assets" / "default.plan"
 RUNTIMES = {"onnxruntime": "ps3_sdk.runtimes.ort", "tensorrt": "ps3_sdk.runtimes.trt",      # manifest's word -> adapter module, imported when needed
@@ -37,7 +39,8 @@ class Session(Stages):
         bundle: path of an engine.plan; default: the one embedded in the package.
         threads: CPU threads for networks and ops; 0 takes all cores.
         verify: compare every byte with the hashes in the manifest first (about one second for 1.6 GB).
-        device: of ONNX bundles, "cpu" (default) or "cuda", which needs ps3_sdk[gpu]; TensorRT engines run on a GPU anyway.
+        device: of ONNX bundles, "cpu" (default) or "cuda", which needs ps3_sdk[gpu]; TensorRT engines run on a GPU anyway. Where networks run on a
+            GPU, score and gather do so too if the core has kernels (`ops.where` says "cuda"); frames of the GPU are then read in place.
         stream: of networks on a GPU, the CUDA stream to run on, as an integer handle (torch.cuda.Stream().cuda_stream); default: one of its own.
         language_model: of a vision-language bundle, used instead of its own network, which is not loaded then; see language_model.py.
     Raises:
@@ -67,6 +70,7 @@ class Session(Stages):
             self.notes = _notes(manifest)
             self._tables = self.bundle.tensors(TABLES)
             self._large_tables = self.bundle.members[TABLES] > LARGE_BYTES
+            self.ops = self._choose_ops()
             elsewhere = {"decode"} if language_model is not None else set()
             for name, entry in manifest["networks"].items():
                 if name not in elsewhere:
@@ -152,7 +156,7 @@ class Session(Stages):
             timing = Timing()
             with timing.stage("encode_low"):
                 seen = self._encode_low(group)
-                features = self._score_features(group, np.concatenate([each[2] for each in seen]))
+                features = self._score_features(group, joined([each[2] for each in seen]))
                 rows = [self.language.low_rows(tokens) if self.language else None for tokens, _, _ in seen]
             share = timing.total_ms / len(group)
             found += [Look(self, frame, tokens, kv, *scored, Timing({"encode_low": share}), row)
@@ -194,8 +198,18 @@ class Session(Stages):
         if runtime not in RUNTIMES:
             raise BundleError(f"[session] {name} of {self.bundle.path} was built for the runtime {runtime!r}; this version runs {', '.join(RUNTIMES)}. Upgrade ps3_sdk.")
         adapter = ON_GPU if runtime not in ENGINES and self._device == "cuda" else RUNTIMES[runtime]
-        on_device = {"stream": self._stream} if runtime in ENGINES or adapter == ON_GPU else {}
+        on_device = {"stream": self._stream, "stays": self.ops.stays.get(name, ())} if runtime in ENGINES or adapter == ON_GPU else {}
         return importlib.import_module(adapter).load(self.bundle, name, self.threads, keep=name not in PASSING, **on_device)
+
+    def _choose_ops(self) -> HostOps | DeviceOps:
+        """On the GPU where the networks run there and the core has kernels; their own adapter says what is missing for the networks."""
+        on_gpu = self._device == "cuda" or self.bundle.manifest["networks"]["encode"]["runtime"] in ENGINES
+        if on_gpu and _core.build_info()["cuda"]:
+            try:
+                return DeviceOps(self.geometry, self._tables, self._stream)
+            except RuntimeMissingError:
+                pass
+        return HostOps(self.geometry, self._tables, self.threads)
 
     def _let_go(self) -> None:
         for network in self._networks.values():

@@ -15,7 +15,7 @@ from .encoding import Encoding
 from .errors import ClosedError, InputError
 from .frame import Frame
 from .manifest import TABLES
-from .position import position_rows
+from .ops import DeviceOps, HostOps
 from .prompt import Prompt
 
 PROMPTS_KEPT = 256
@@ -23,10 +23,11 @@ TEXTS_A_RUN = 32        # through the text tower together
 
 
 class Stages:
-    """bundle, geometry: what was opened | threads: CPU threads | language: what reads and answers, None in encoders."""
+    """bundle, geometry: what was opened | threads: CPU threads | ops: where score and gather run | language: what reads and answers, None in encoders."""
     bundle: Bundle
     geometry: dict
     threads: int
+    ops: HostOps | DeviceOps
     language: object
     patch_px: int
     base_px: int
@@ -79,7 +80,7 @@ class Stages:
     def score(self, look: Look, prompt: Prompt) -> np.ndarray:
         """(g, g) f32 in (0, 1): how much the prompt cares about each place of the frame."""
         self._open()
-        return _core.score(look.low_features, look.view_features, prompt.vector, self._tables.get("view_prompt_weight"), self._tables.get("view_prompt_bias"))
+        return self.ops.score(look.low_features, look.view_features, prompt.vector)
 
     def select(self, prob: np.ndarray, scale_px: int, count: int, taken: np.ndarray, r: int = 1) -> np.ndarray:
         """The `count` best free patches of a scale as ascending int32 ids; ties go to the lower id; marks them taken. r > 1: whole r x r blocks."""
@@ -89,30 +90,28 @@ class Stages:
         return _core.select(prob, n, n, count, taken)
 
     def gather(self, frame: Frame, picks: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Cut picked patches of all scales out of the frame: patches (n, 3 * patch * patch), position rows (n, width)."""
+        """Cut picked patches of all scales out of the frame: patches (n, 3 * patch * patch), position rows (n, width), f32, on the GPU where ops run there."""
+        patches, position = self.gather_many([frame], [picks])
+        return patches[0], position[0]
+
+    def gather_many(self, frames: list[Frame], picks: list[dict[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """gather of several with equally many patches: (frames, n, 3 * patch * patch) and (frames, n, width)."""
         self._open()
-        patches = np.empty((sum(map(len, picks.values())), 3 * self.patch_px ** 2), np.float32)
-        start = 0
-        for px, ids in picks.items():
-            self._patches(frame, px, self.patch_px, ids, patches[start:start + len(ids)])
-            start += len(ids)
-        position = np.concatenate([self._position(px, ids) for px, ids in picks.items()])
+        found = self.ops.patches(frames, picks, self.patch_px), self.ops.positions(picks)
         if self._large_tables:
             self.bundle.release(TABLES)
-        return patches, position
+        return found
 
     def encode_high(self, patches: np.ndarray, position: np.ndarray, kv: dict[str, np.ndarray]) -> np.ndarray:
         """(n, width) f32 tokens of picked patches, which attend to the low-res keys and values and to each other."""
-        return self.encode_high_many([patches], [position], [kv])[0]
+        return self.encode_high_many(patches[None], position[None], [kv])[0]
 
-    def encode_high_many(self, patches: list[np.ndarray], position: list[np.ndarray], kvs: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
-        """encode_high of several, in one run where they have equally many patches."""
-        if len({len(each) for each in patches}) > 1:
-            return [self.encode_high(*one) for one in zip(patches, position, kvs)]
-        if not len(patches[0]):
-            return [np.empty((0, self.geometry["width"]), np.float32) for _ in patches]
-        kv = kvs[0] if len(kvs) == 1 else {key: joined([each[key] for each in kvs]) for key in kvs[0]}
-        return list(self._run("encode", self._encode_inputs(patches, position, kv, 0), ["tokens"])["tokens"])
+    def encode_high_many(self, patches: np.ndarray, position: np.ndarray, kvs: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
+        """encode_high of several, as gather_many() gives them, in one run."""
+        if not patches.shape[1]:
+            return [np.empty((0, self.geometry["width"]), np.float32) for _ in kvs]
+        kv = {key: joined([each[key] for each in kvs]) for key in kvs[0]}
+        return list(self._run("encode", {"patches": patches, "position": position, "keep": np.array([0], np.int64), **kv}, ["tokens"])["tokens"])
 
     def pool(self, encoding: Encoding | np.ndarray) -> np.ndarray:
         """(pooled_width,) f32, length 1: attention pooling of tokens, (n, width), or of an encoding's high-res ones, its low-res ones where there are none."""
@@ -154,18 +153,12 @@ class Stages:
         self._open()
         return self._networks[name].run(inputs, outputs)
 
-    def _patches(self, frame: Frame, size_px: int, patch_px: int, ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        return _core.gather(frame.core, self.base_px, size_px, patch_px, ids, self.geometry["mean"], self.geometry["std"], self.threads, out)
-
-    def _position(self, size_px: int, ids: np.ndarray) -> np.ndarray:
-        return position_rows(self._tables, self.geometry, size_px, ids, self.threads)
-
     def _encode_low(self, frames: list[Frame]) -> list[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
         """What encode_low gives, for frames in one run."""
         px, depth, num = self.geometry["scales_px"][0], self.geometry["depth"], len(frames)
-        ids = np.arange((px // self.patch_px) ** 2, dtype=np.int32)
-        patches = [self._patches(frame, px, self.patch_px, ids) for frame in frames]
-        inputs = self._encode_inputs(patches, [self._position(px, ids)] * num, self._no_past(num), len(ids))
+        picks = [{px: np.arange((px // self.patch_px) ** 2, dtype=np.int32)}] * num
+        patches, position = self.gather_many(frames, picks)
+        inputs = {"patches": patches, "position": position, "keep": np.array([patches.shape[1]], np.int64), **self._no_past(num)}
         keys = [f"{kind}_{i}" for kind in ("key", "value") for i in range(depth)]
         out = self._run("encode", inputs, ["tokens", "features", *keys])
         part = lambda name, i: out[name] if num == 1 else out[name][i:i + 1].copy()     # a copy, so that one look does not keep the others' memory
@@ -177,20 +170,14 @@ class Stages:
         empty = np.empty((batch, self.geometry["heads"], 0, self.geometry["width"] // self.geometry["heads"]), dtype)
         return {port["name"]: empty for port in ports}
 
-    @staticmethod
-    def _encode_inputs(patches, position, past, keep: int) -> dict[str, np.ndarray]:
-        rows = {"patches": patches, "position": position}
-        return {key: each[0][None] if len(each) == 1 else np.stack(each) for key, each in rows.items()} | {"keep": np.array([keep], np.int64), **past}
-
     def _score_features(self, frames: list[Frame], features: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """What score() compares prompts with, for each frame: low_features, view_features. features: (frames, low-res tokens, feature_width)."""
-        view_px, patch = self.geometry["view_px"], self.geometry["view_patch_px"]
-        if view_px is None:
-            return [(low, None) for low in self._run("score_features", {"features": features}, ["low_features"])["low_features"]]
-        ids = np.arange((view_px // patch) ** 2, dtype=np.int32)
-        view = [self._patches(frame, view_px, patch, ids) for frame in frames]
-        out = self._run("score_features", {"features": features, "view": view[0][None] if len(view) == 1 else np.stack(view)}, ["low_features", "view_features"])
-        return list(zip(out["low_features"], out["view_features"]))
+        view_px, patch, inputs, outputs = self.geometry["view_px"], self.geometry["view_patch_px"], {"features": features}, ["low_features"]
+        if view_px is not None:
+            picks = [{view_px: np.arange((view_px // patch) ** 2, dtype=np.int32)}] * len(frames)
+            inputs["view"], outputs = self.ops.patches(frames, picks, patch), ["low_features", "view_features"]
+        out = self._run("score_features", inputs, outputs)
+        return [tuple(out[name][i] if name in out else None for name in ("low_features", "view_features")) for i in range(len(frames))]
 
     def _encode_texts(self, texts: list[str]) -> list[Prompt]:
         """Texts through the text tower, TEXTS_A_RUN at a time; they are kept."""
@@ -222,6 +209,8 @@ class Stages:
 
 def joined(parts: list):
     """Arrays, or tensors that a runtime keeps on its device, one after the other along the first dimension."""
+    if len(parts) == 1:
+        return parts[0]
     return parts[0].joined(parts) if hasattr(parts[0], "joined") else np.concatenate(parts)
 
 

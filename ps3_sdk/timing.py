@@ -58,6 +58,17 @@ class Timing:
         return f"Timing({', '.join(f'{name} {ms:.1f}' for name, ms in self.stages_ms.items())}; total {self.total_ms:.1f} ms)"
 
 
+@contextmanager
+def shared(timings: list[Timing], name: str):
+    """Time a block that serves several answers: each gets its share."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        for timing in timings:
+            timing.add(name, (time.perf_counter() - start) * 1e3 / len(timings))
+
+
 class Timings:
     """Mean and deviation of a stage's milliseconds over many answers, in constant memory.
 

@@ -3,7 +3,8 @@
 `bundle` is an open ps3_sdk.bundle.Bundle, `name` a key of its manifest's `networks`, `threads` the CPU threads to use
 (0: all cores), `keep` whether the network will run often enough to stay in memory. It raises RuntimeMissingError when its
 package is not installed and RuntimeFailedError when the network cannot be loaded or run; messages start with the adapter's name
-in brackets. Adapters of engines (manifest.ENGINES) also take `stream`, and raise BundleError for an engine of another machine.
+in brackets. Adapters of GPUs also take `stream` and `stays`, outputs to leave on the GPU beside keys and values; those of engines
+(manifest.ENGINES) raise BundleError for an engine of another machine.
 """
 from __future__ import annotations
 
@@ -16,8 +17,10 @@ class Network(Protocol):
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Run once. Inputs and outputs are named, typed and shaped as in the manifest; only `outputs` are returned.
 
-        Safe to call from several threads at once. What comes out may be passed in again without a copy. Outputs that the manifest says
-        stay on the device are no arrays but have shape, slices of the first dimension, copy(), joined() and numpy.asarray's protocol.
+        Safe to call from several threads at once. What comes out may be passed in again without a copy. Outputs that stay on the device are no
+        arrays but have shape, slices and single rows of the first dimension, copy(), joined(), numpy.asarray's protocol and
+        __cuda_array_interface__, and are written when run returns. Inputs may be such outputs, of other networks too, or anything packed with that
+        interface whose values are there when run is called.
         """
 
 

@@ -68,7 +68,7 @@ class Block:
 class DeviceTensor:
     """A packed tensor on the GPU. shape | dtype: the manifest's word | address | owner: what keeps its memory | network: whose it is.
 
-    numpy.asarray copies it to the host. Slices along the first dimension are views; copy() and joined() make new ones on the GPU.
+    numpy.asarray copies it to the host. Slices and rows of the first dimension are views; copy() and joined() make new ones on the GPU.
     """
 
     def __init__(self, network, owner: Block, address: int, shape: Sequence[int], dtype: str):
@@ -81,7 +81,19 @@ class DeviceTensor:
     def nbytes(self) -> int:
         return num_bytes(self.shape, self.dtype)
 
-    def __getitem__(self, index: slice) -> "DeviceTensor":
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        if self.dtype == "bfloat16":
+            raise AttributeError("numpy, whose words this interface uses, has no bfloat16")
+        self.check()
+        return {"shape": self.shape, "typestr": np.dtype(self.dtype).str, "data": (self.address, True), "strides": None, "version": 3}
+
+    def __getitem__(self, index: slice | int) -> "DeviceTensor":
+        if not isinstance(index, slice):
+            one = self[index:index + 1]
+            if not len(one):
+                raise IndexError(f"row {index} of {len(self)}")
+            return DeviceTensor(self.network, self.owner, one.address, self.shape[1:], self.dtype)
         start, end, step = index.indices(self.shape[0])
         if step != 1:
             raise IndexError("a tensor on the GPU is cut in steps of 1 along its first dimension")

@@ -17,8 +17,8 @@ from . import ort
 PROVIDER, DEVICE = "CUDAExecutionProvider", "cuda"
 
 
-def load(bundle, name: str, threads: int = 0, keep: bool = True, stream: int | None = None) -> "OrtCudaNetwork":
-    """See base. stream: a CUDA stream's handle to run on, default ONNX Runtime's own."""
+def load(bundle, name: str, threads: int = 0, keep: bool = True, stream: int | None = None, stays: Sequence[str] = ()) -> "OrtCudaNetwork":
+    """See base. stream: a CUDA stream's handle to run on, default ONNX Runtime's own | stays: outputs to leave on the GPU beside keys and values."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -34,22 +34,24 @@ def load(bundle, name: str, threads: int = 0, keep: bool = True, stream: int | N
     if session.get_providers()[0] != PROVIDER:      # it falls back to the CPU without a word to its caller
         raise RuntimeMissingError(f"[ort_cuda] onnxruntime {onnxruntime.__version__} cannot start {PROVIDER} here; a GPU, its driver and the CUDA and cuDNN libraries of that "
                                   "version are needed. Check nvidia-smi, pip install 'onnxruntime-gpu[cuda,cudnn]', or leave device out to run on the CPU.")
-    return OrtCudaNetwork(session, name, onnxruntime.RunOptions(), [port["name"] for port in entry["inputs"]])
+    return OrtCudaNetwork(session, name, onnxruntime.RunOptions(), [port["name"] for port in entry["inputs"]], stays)
 
 
 class OrtCudaNetwork:
     """See base.Network. An output X stays on the GPU where the network has an input past_X: it is what the next look reads."""
 
-    def __init__(self, session, name: str, run_options, inputs: Sequence[str]):
-        self._session, self._name, self._run_options, self._inputs = session, name, run_options, frozenset(inputs)
+    def __init__(self, session, name: str, run_options, inputs: Sequence[str], stays: Sequence[str] = ()):
+        self._session, self._name, self._run_options, self._inputs, self._stays = session, name, run_options, frozenset(inputs), frozenset(stays)
 
     def run(self, inputs: Mapping[str, "np.ndarray | OnDevice"], outputs: Sequence[str]) -> dict[str, "np.ndarray | OnDevice"]:
-        stays = {key for key in outputs if f"past_{key}" in self._inputs}
+        stays = {key for key in outputs if f"past_{key}" in self._inputs or key in self._stays}
         try:
             binding = self._session.io_binding()
             for key, value in inputs.items():
                 if isinstance(value, OnDevice):
                     binding.bind_input(key, DEVICE, 0, value.element_type, list(value.shape), value.address)
+                elif (device := getattr(value, "__cuda_array_interface__", None)) is not None:
+                    binding.bind_input(key, DEVICE, 0, np.dtype(device["typestr"]), list(device["shape"]), device["data"][0])
                 else:
                     binding.bind_cpu_input(key, np.ascontiguousarray(value))
             for key in outputs:
@@ -64,12 +66,13 @@ class OrtCudaNetwork:
 
 
 class OnDevice:
-    """A tensor in the GPU's memory, or rows `start` to `end` of one. numpy.asarray copies it to the host."""
+    """A tensor in the GPU's memory, or rows `start` to `end` of one, or such a single row. numpy.asarray copies it to the host."""
 
-    def __init__(self, value, start: int = 0, end: int | None = None):
-        self.value, self.start = value, start
+    def __init__(self, value, start: int = 0, end: int | None = None, one: bool = False):
+        self.value, self.start, self._one = value, start, one
         whole = value.shape()
-        self.shape = (whole[0] - start if end is None else end - start, *whole[1:])
+        rows = whole[0] - start if end is None else end - start
+        self.shape = tuple(whole[1:]) if one else (rows, *whole[1:])
         self.element_type = value.element_type()
 
     def __len__(self) -> int:
@@ -80,7 +83,20 @@ class OnDevice:
         whole = self.value.shape()
         return self.value.data_ptr() + self.start * (self.value.tensor_size_in_bytes() // max(whole[0], 1))
 
-    def __getitem__(self, index: slice) -> "OnDevice":
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        dtype = {1: "<f4", 10: "<f2"}.get(self.element_type)         # of ONNX
+        if dtype is None:
+            raise AttributeError(f"element type {self.element_type} of ONNX has no word in this interface here")
+        return {"shape": self.shape, "typestr": dtype, "data": (self.address, True), "strides": None, "version": 3}
+
+    def __getitem__(self, index: "slice | int") -> "OnDevice":
+        if self._one:
+            raise IndexError("a single row on the GPU is not cut further")
+        if not isinstance(index, slice):
+            if not 0 <= index < len(self):
+                raise IndexError(f"row {index} of {len(self)}")
+            return OnDevice(self.value, self.start + index, self.start + index + 1, one=True)
         start, end, step = index.indices(len(self))
         if step != 1:
             raise IndexError("a tensor on the GPU is cut in steps of 1 along its first dimension")
@@ -90,7 +106,8 @@ class OnDevice:
         return self         # what was written once never changes
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        host = self.value.numpy()[self.start:self.start + len(self)]
+        host = self.value.numpy()
+        host = host[self.start] if self._one else host[self.start:self.start + len(self)]
         return host if dtype is None else host.astype(dtype)
 
 

@@ -24,8 +24,11 @@ TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "in
 OLDEST_CUDA = {"tensorrt": (12, 0), "tensorrt-rtx": (12, 0)}
 
 
-def load(runtime: str, where: str, bundle, name: str, stream: int | None = None) -> "EngineNetwork":
-    """See base.load; everything about this machine is checked before the engine is touched. stream: a CUDA stream's handle, default its own."""
+def load(runtime: str, where: str, bundle, name: str, stream: int | None = None, stays: Sequence[str] = ()) -> "EngineNetwork":
+    """See base.load; everything about this machine is checked before the engine is touched.
+
+    stream: a CUDA stream's handle, default its own | stays: outputs to leave on the GPU beside those that the manifest says.
+    """
     entry = bundle.manifest["networks"][name]
     engine = entry["engine"]
     rebuild = f"Rebuild here: ps3 build CHECKPOINT_OR_ONNX_PLAN -o engine.plan --runtime {runtime} --precision {entry['precision']}"
@@ -43,7 +46,7 @@ def load(runtime: str, where: str, bundle, name: str, stream: int | None = None)
     except BaseException:
         driver.close()
         raise
-    return EngineNetwork(where, module, driver, bundle, name, stream, rebuild)
+    return EngineNetwork(where, module, driver, bundle, name, stream, rebuild, stays)
 
 
 def _check_gpu(runtime: str, where: str, driver, bundle, name: str, rebuild: str) -> None:
@@ -57,15 +60,25 @@ def _check_gpu(runtime: str, where: str, driver, bundle, name: str, rebuild: str
                           + (f" --sm {' '.join(map(str, sorted({*engine['sms'], driver.sm})))}" if runtime == "tensorrt-rtx" else ""))
 
 
+def _is_packed(device: Mapping) -> bool:
+    """Whether a __cuda_array_interface__ is of an array in C order without gaps."""
+    packed = np.dtype(device["typestr"]).itemsize
+    for size, stride in zip(reversed(device["shape"]), reversed(device.get("strides") or ())):
+        if size > 1 and stride != packed:
+            return False
+        packed *= size
+    return True
+
+
 class EngineNetwork:
     """See base.Network. Outputs that the manifest says stay on the device come as DeviceTensor."""
 
-    def __init__(self, where: str, module, driver, bundle, name: str, stream: int | None, rebuild: str):
+    def __init__(self, where: str, module, driver, bundle, name: str, stream: int | None, rebuild: str, stays: Sequence[str] = ()):
         entry = bundle.manifest["networks"][name]
         self.where, self.name, self.rebuild, self._module, self._driver = where, name, rebuild, module, driver
         self._ports = {port["name"]: port for port in (*entry["inputs"], *entry["outputs"])}
         self._inputs, self._outputs = ([port["name"] for port in entry[side]] for side in ("inputs", "outputs"))
-        self._profiles, self._stays = entry["engine"]["profiles"], entry["engine"]["on_device"]
+        self._profiles, self._stays = entry["engine"]["profiles"], list(dict.fromkeys([*entry["engine"]["on_device"], *(each for each in stays if each in self._outputs)]))
         self._lock, self._closed, self._lost = threading.RLock(), False, False
         self._buffers: dict[str, int] = {}
         self._own: list[int] = []
@@ -248,7 +261,7 @@ class EngineNetwork:
             return value.address
         device = getattr(value, "__cuda_array_interface__", None)
         if device is not None:
-            if device.get("strides") is not None or np.dtype(device["typestr"]) != host_dtype(port["dtype"]):
+            if not _is_packed(device) or np.dtype(device["typestr"]) != host_dtype(port["dtype"]):
                 raise InputError(f"[{self.where}] {self.name}: {name} is {device['typestr']} on the GPU, packed {port['dtype']} is needed. Convert it there.")
             return device["data"][0] if num_bytes(device["shape"], port["dtype"]) else self._buffers[name]
         array = np.ascontiguousarray(value, host_dtype(port["dtype"]))

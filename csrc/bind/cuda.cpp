@@ -21,10 +21,10 @@ class CudaOps {
 
   DeviceArray empty(const std::vector<py::ssize_t>& shape, const std::string& dtype) const { return new_device_array(shape, typestr_of(dtype)); }
 
-  DeviceArray upload(const py::array& array) {
+  DeviceArray upload(const py::array& array, const py::object& out) {
     const py::array packed = py::array::ensure(array, py::array::c_style);
     const std::vector<py::ssize_t> shape(packed.shape(), packed.shape() + packed.ndim());
-    const DeviceArray to = new_device_array(shape, typestr_of(py::cast<std::string>(packed.dtype().attr("name"))));
+    const DeviceArray to = out_of(out, shape, typestr_of(py::cast<std::string>(packed.dtype().attr("name"))), "upload");
     copy_in(to.at, packed.data(), static_cast<std::size_t>(packed.nbytes()));
     return to;
   }
@@ -37,8 +37,12 @@ class CudaOps {
   }
 
   void synchronize() const {
-    const py::gil_scoped_release release;
-    (void)ops::wait_for(stream_);
+    Status status;
+    {
+      const py::gil_scoped_release release;
+      status = ops::wait_for(stream_);
+    }
+    raise_if_failed(status);
   }
 
   py::dict copies() const {
@@ -267,9 +271,9 @@ void add_cuda(py::module_& module) {
       .def_property_readonly("stream", &CudaOps::stream)
       .def_property_readonly("copies", &CudaOps::copies, "dict of to_device, to_device_bytes, to_host, to_host_bytes")
       .def("empty", &CudaOps::empty, py::arg("shape"), py::arg("dtype") = "float32", "A new DeviceArray.")
-      .def("upload", &CudaOps::upload, py::arg("array"), "A numpy array's copy on the GPU -> DeviceArray.")
+      .def("upload", &CudaOps::upload, py::arg("array"), py::arg("out") = none, "A numpy array's copy on the GPU -> DeviceArray, out where it is given.")
       .def("download", &CudaOps::download, py::arg("array"), "A copy in host memory -> numpy array, when the stream's work is done.")
-      .def("synchronize", &CudaOps::synchronize)
+      .def("synchronize", &CudaOps::synchronize, "Waits for the stream's work. Raises RuntimeFailedError: some of it failed.")
       .def("gather", &CudaOps::gather, py::arg("frame"), py::arg("base_px"), py::arg("parts"), py::arg("mean"), py::arg("std"), py::arg("dtype") = "float32",
            "Patches of several scales in one launch -> list of DeviceArray (K, 3*patch*patch). parts: (size_px, patch_px, ids, out or None) each; ids int32\n"
            "of the GPU, or numpy (copied); dtype float32 or float16 of new outs. A frame in pageable host memory is copied first, others are read in place.\n"

@@ -1,0 +1,207 @@
+"""Score, gather and position rows on the GPU that the networks run on, driven with stand-ins of the vendor's module, the GPU and the core's
+kernels (tests/standin): what travels between host and GPU, what is waited for, what memory is taken. The kernels' own values: tests/test_cuda*.py.
+"""
+import gc
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
+
+import ps3_sdk
+from ps3_sdk import Frame, _core
+from ps3_sdk.errors import InputError, RuntimeMissingError
+from ps3_sdk.export.build_engine import build_engine
+from ps3_sdk.export.engine_options import EngineOptions
+from ps3_sdk.ops import DeviceOps, HostOps
+from ps3_sdk.verify import verify
+
+TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def plan(seeded, standin, tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "engine.plan"
+    build_engine(seeded, path, EngineOptions("tensorrt", max_tokens=2559, max_batch=2))
+    return path
+
+
+@pytest.fixture
+def gpu(standin):
+    standin.GPU.__init__()
+    yield standin.GPU
+    gc.collect()
+
+
+@pytest.fixture
+def kernels(gpu, monkeypatch):
+    """A core with kernels."""
+    import core_cuda
+    core_cuda.Driverless.gpu = gpu
+    core_cuda.Cuda.made.clear()
+    monkeypatch.setattr(_core, "Cuda", core_cuda.Cuda)
+    monkeypatch.setattr(_core, "build_info", lambda: {"cuda": True})
+    return core_cuda
+
+
+@pytest.fixture
+def session(plan, kernels, gpu):
+    with ps3_sdk.Session(plan, verify=False) as opened:
+        assert isinstance(opened.ops, DeviceOps) and opened.ops.where == "cuda"
+        yield opened
+    opened.ops = None
+    gc.collect()
+    assert not gpu.memory and not gpu.contexts, "closing gives everything back"
+
+
+@pytest.fixture
+def host_session(plan, gpu):
+    with ps3_sdk.Session(plan, verify=False) as opened:
+        assert isinstance(opened.ops, HostOps) and opened.ops.where == "cpu"
+        yield opened
+
+
+def on_gpu(frame, kernels):
+    frame = Frame.of(frame)
+    frame.core = kernels.OnGpu(frame.core)
+    return frame
+
+
+def test_an_encoding_is_the_one_of_the_processors_ops(plan, kernels, gpu, photo, monkeypatch):
+    with ps3_sdk.Session(plan, verify=False) as ours:
+        monkeypatch.setattr(_core, "build_info", lambda: {"cuda": False})
+        with ps3_sdk.Session(plan, verify=False) as theirs:
+            a, b = (each.encode(photo, "the name plate", tokens=300, smooth=True) for each in (ours, theirs))
+            np.testing.assert_array_equal(a.prob, b.prob)
+            np.testing.assert_array_equal(a.tokens, b.tokens)
+            assert {px: ids.tolist() for px, ids in a.picked.items()} == {px: ids.tolist() for px, ids in b.picked.items()}
+            assert list(a.timing.stages_ms) == list(b.timing.stages_ms)
+
+
+def test_nothing_large_travels_but_the_tokens(session, kernels, gpu, photo):
+    frame = on_gpu(photo, kernels)
+    session.encode(frame, "a boat", tokens=TOKENS)
+    look = session.look(frame)
+    assert type(look.low_features).__name__ == "DeviceTensor" and look.low_features.shape == np.asarray(look.low_features).shape
+    before = dict(session.ops.copies)
+    gpu.calls.clear()
+    picked = look.encode("a boat", tokens=TOKENS).picked
+    assert "cuMemcpyHtoDAsync_v2" not in gpu.calls and gpu.calls.count("cuMemcpyDtoHAsync_v2") == 1, "tokens alone"
+    moved = {key: session.ops.copies[key] - before[key] for key in before}
+    width, places = session.geometry["width"], 27 * 27
+    assert moved["to_device_bytes"] == 4 * width + 2 * 4 * sum(map(len, picked.values())), "the prompt, and ids twice"
+    assert (moved["to_host"], moved["to_host_bytes"]) == (1, 4 * places), "the probabilities"
+
+
+def test_a_frame_in_host_memory_is_copied_as_it_is(session, photo):
+    look = session.look(photo)
+    before = session.ops.copies["to_device"]
+    look.encode("a boat", tokens=TOKENS)
+    assert session.ops.copies["to_device"] - before == 1 + 1 + 2 * 3, "prompt, frame, ids of three scales twice"
+
+
+def test_no_memory_is_taken_by_an_ask(session, kernels, gpu, photo):
+    frame = on_gpu(photo, kernels)
+    for _ in range(2):
+        session.encode(frame, "a boat", tokens=TOKENS)
+        gc.collect()
+    before = len(gpu.memory)
+    for tokens in (TOKENS, TOKENS - 4, TOKENS):
+        session.encode(frame, "a boat", tokens=tokens)
+        gc.collect()
+    assert len(gpu.memory) == before
+
+
+def test_batches_are_gathered_into_one_array(session, kernels, photo):
+    one = session.look(photo).encode("a boat", tokens=TOKENS)
+    looks = session.look_many([photo, photo[:, ::-1].copy()], batch=2)
+    both = looks[0].ask_many(["a boat", "the sea"], batch=2, tokens=TOKENS)
+    assert {px: ids.tolist() for px, ids in both[0].picked.items()} == {px: ids.tolist() for px, ids in one.picked.items()}
+    np.testing.assert_allclose(looks[0].encode("a boat", tokens=TOKENS).tokens, one.tokens, atol=2e-2)
+
+
+def test_several_threads_get_their_own(session, kernels, photo):
+    look = session.look(on_gpu(photo, kernels))
+    prompts = ["a boat", "the sea", "a rope", "the sky"] * 3
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda prompt: look.encode(prompt, tokens=TOKENS), prompts))
+    for prompt, encoding in zip(prompts, together):
+        alone = look.encode(prompt, tokens=TOKENS)
+        np.testing.assert_array_equal(encoding.prob, alone.prob)
+        np.testing.assert_array_equal(encoding.tokens, alone.tokens)
+
+
+def test_stages_of_their_own_and_verify(session, plan, photo):
+    look = session.look(photo)
+    patches, position = session.gather(look.frame, {756: np.arange(8, dtype=np.int32)})
+    assert (patches.shape, position.shape) == ((8, 588), (8, session.geometry["width"])) and np.asarray(patches).dtype == np.float32
+    assert session.encode_high(patches, position, look.kv).shape == (8, session.geometry["width"])
+    assert session.encode_high(*session.gather(look.frame, {756: np.empty(0, np.int32)}), look.kv).shape == (0, session.geometry["width"])
+    assert max(verify(plan).errors.values()) < 5e-3
+
+
+def test_values_that_are_none_are_refused(session, photo):
+    look = session.look(photo)
+    bad = session.encode_prompt("a boat")
+    with pytest.raises(InputError, match="NaN"):
+        session.ops.score(look.low_features, look.view_features, np.full_like(bad.vector, np.nan))
+    broken = np.asarray(look.low_features).copy()
+    broken[3] = np.nan
+    with pytest.raises(InputError, match="a probability NaN"):
+        session.ops.score(broken, look.view_features, bad.vector)
+    assert look.encode("a boat", tokens=8).tokens.shape[0] > 729, "and the session goes on"
+
+
+def test_the_callers_stream_is_that_of_the_ops(plan, kernels, gpu):
+    gpu.queues[77] = []
+    with ps3_sdk.Session(plan, verify=False, stream=77):
+        assert [each.stream for each in kernels.Cuda.made] == [77]
+
+
+def test_residuals_kept_as_rows_and_columns_become_one_table(kernels):
+    from ps3_sdk.position import full_residual, position_rows
+    rng, geometry = np.random.default_rng(0), {"scales_px": [28, 56], "patch_px": 14, "position_grid": 2, "position": "resize", "width": 6}
+    tables = {"position": rng.standard_normal((4, 6), np.float32), "position_row_56": rng.standard_normal((4, 6), np.float32),
+              "position_column_56": rng.standard_normal((4, 6), np.float32)}
+    ids = np.array([0, 5, 6, 15], np.int32)
+    assert full_residual(tables, geometry, 28) is None and full_residual(tables, geometry, 56).shape == (16, 6)
+    made = np.asarray(DeviceOps(geometry, tables).positions([{28: ids[:1], 56: ids}]))[0]
+    np.testing.assert_allclose(made[1:], position_rows(tables, geometry, 56, ids), atol=1e-6)
+    np.testing.assert_array_equal(made[:1], position_rows(tables, geometry, 28, ids[:1]))
+
+
+def test_without_a_driver_the_networks_adapter_says_what_is_missing(seeded, monkeypatch):
+    monkeypatch.setattr(_core, "build_info", lambda: {"cuda": True})
+
+    def no_driver(stream=0):
+        raise RuntimeMissingError("[cuda] no driver")
+    monkeypatch.setattr(_core, "Cuda", no_driver)
+    with ps3_sdk.Session(seeded) as session:            # runs on the processor anyway
+        assert session.ops.where == "cpu"
+    with pytest.raises(RuntimeMissingError, match="ort_cuda"):
+        ps3_sdk.Session(seeded, device="cuda")
+
+
+def why_no_gpu():
+    try:
+        _core.Cuda()
+    except RuntimeMissingError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.skipif(bool(why_no_gpu()), reason=why_no_gpu() or "runs")
+def test_on_a_gpu_all_is_equal_to_the_processor(photo):
+    from ps3_sdk.bundle import Bundle
+    from ps3_sdk.session import DEFAULT_BUNDLE
+    rng = np.random.default_rng(0)
+    with Bundle.open(DEFAULT_BUNDLE) as bundle:
+        tables, geometry = bundle.tensors("tables.safetensors"), bundle.manifest["geometry"]
+        host, device = HostOps(geometry, tables, 0), DeviceOps(geometry, tables)
+        picks = [{px: np.sort(rng.choice((px // 14) ** 2, 50, replace=False)).astype(np.int32) for px in geometry["scales_px"]} for _ in range(2)]
+        frames = [Frame.of(photo), Frame.of(photo[:1080].copy())]
+        np.testing.assert_array_equal(np.asarray(device.patches(frames, picks, 14)), host.patches(frames, picks, 14))
+        np.testing.assert_allclose(np.asarray(device.positions(picks)), host.positions(picks), atol=1e-6)
+        low, view, prompt = (rng.standard_normal(shape, np.float32) for shape in ((729, geometry["width"]), (2916, geometry["view_width"]), (geometry["width"],)))
+        np.testing.assert_array_equal(device.score(low, view, prompt), host.score(low, view, prompt))
