@@ -8,8 +8,8 @@ a part of asking anew about the same frame with the same budget. Peak memory, of
 process, mapped weights included. Bundles of random weights are exported first (up to 2.3 GB each in the temporary folder, removed
 at the end; with --bundles kept there and used again). The last line is one JSON object.
 
-With --device cuda both run on the GPU, ps3-torch in bfloat16, and a question is asked --asks times after two that do not count: first kernels are
-chosen and captured. --also adds bundles of these shapes, such as engines that were built of the exported one. Memory is still the host's.
+With --device cuda both run on the GPU, ps3-torch in bfloat16. --also adds bundles of these shapes, such as engines that were built of the exported
+one. With either, every question is asked ten times after two that do not count, while kernels are chosen and captured; memory is the host's.
 """
 from __future__ import annotations
 
@@ -35,23 +35,18 @@ start = time.perf_counter()
 session = ps3_sdk.Session(plan, threads=threads, verify=False, **({} if device == "cpu" else {"device": device}))
 opened = time.perf_counter() - start
 prompt = np.random.default_rng(1).standard_normal(session.geometry["width"], np.float32)
-rounds = []
-for _ in range(asks):
-    encoding = None
+def first():
+    global look
+    look = None
     start = time.perf_counter()
     look = session.look(frame)
     look_s = time.perf_counter() - start
     encoding = look.encode(prompt_embedding=prompt)
-    rounds.append((time.perf_counter() - start, look_s, encoding.timing.stages_ms))
-seconds, look_s, stages_ms = sorted(rounds[2:] or rounds, key=lambda each: each[0])[len(rounds[2:] or rounds) // 2]
-found = {"s": seconds, "open_s": opened, "tokens": encoding.tokens.shape[0], "stages_ms": stages_ms, "ops": session.ops.where, "peak_gb": peak_gb()}
-del encoding
-again = {}
-for tokens in json.loads(sys.argv[3]):      # None: the default budget
-    start = time.perf_counter()
-    look.encode(prompt_embedding=-prompt, tokens=tokens)
-    again[tokens or "all"] = time.perf_counter() - start
-print(json.dumps({**found, "look_s": look_s, "again_s": again}))
+    return {"look_s": look_s, "tokens": encoding.tokens.shape[0], "stages_ms": encoding.timing.stages_ms}
+seconds, found = timed(first, asks)
+found |= {"s": seconds, "open_s": opened, "ops": session.ops.where, "peak_gb": peak_gb()}
+again = {tokens or "all": timed(lambda: look.encode(prompt_embedding=-prompt, tokens=tokens), asks)[0] for tokens in json.loads(sys.argv[3])}      # None: the default budget
+print(json.dumps({**found, "again_s": again}))
 """
 
 THEIRS = """
@@ -72,31 +67,36 @@ model = PS3VisionModel(config).eval()
 model.vision_model.num_hidden_layers_to_return = 1      # its default returns every layer and takes 48 s and 14.9 GB
 device, asks = sys.argv[2], int(sys.argv[3])
 dtype = torch.float32 if device == "cpu" else torch.bfloat16
-model, prompt, rounds = model.to(device, dtype), torch.randn(1, 1152, device=device, dtype=dtype), []
-with torch.inference_mode():
-    for _ in range(asks):
-        output = None
-        start = time.perf_counter()
-        pixels = processor(frame)["pixel_values"][0][None].to(device, dtype)
-        output = model(pixels, num_look_close=1, prompt=prompt)
-        if device != "cpu":
-            torch.cuda.synchronize()
-        rounds.append(time.perf_counter() - start)
-seconds = sorted(rounds[2:] or rounds)[len(rounds[2:] or rounds) // 2]
-print(json.dumps({"s": seconds, "tokens": output.last_hidden_state.shape[1], "peak_gb": peak_gb()}))
+model, prompt = model.to(device, dtype), torch.randn(1, 1152, device=device, dtype=dtype)
+@torch.inference_mode()
+def first():
+    output = model(processor(frame)["pixel_values"][0][None].to(device, dtype), num_look_close=1, prompt=prompt)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return output.last_hidden_state.shape[1]
+seconds, tokens = timed(first, asks)
+print(json.dumps({"s": seconds, "tokens": tokens, "peak_gb": peak_gb()}))
 """
 
 
-PEAK = """
-import sys; sys.path = [p for p in sys.path if p]      # not the current folder, which may be a checkout without its core
+SHARED = """
+import sys, time; sys.path = [p for p in sys.path if p]      # not the current folder, which may be a checkout without its core
 def peak_gb():      # not ru_maxrss, which starts at the parent's
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e6
+def timed(call, asks):      # the median of some after two that do not count, or of the first and only one; and what that one gave
+    rounds = []
+    for _ in range(asks if asks == 1 else asks + 2):
+        start = time.perf_counter()
+        result = call()
+        rounds.append((time.perf_counter() - start, result))
+        result = None       # let go of before the next
+    return sorted(rounds[2:] or rounds, key=lambda each: each[0])[len(rounds[2:] or rounds) // 2]
 """
 
 
 def run(python: str, script: str, *arguments) -> dict:
-    result = subprocess.run([python, "-c", PEAK + script, *map(str, arguments)], capture_output=True, text=True)
+    result = subprocess.run([python, "-c", SHARED + script, *map(str, arguments)], capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"{python} failed:\n{result.stderr[-2000:]}")
     return json.loads(result.stdout.strip().splitlines()[-1])
@@ -126,7 +126,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bundles", type=Path, help="folder that keeps the bundles")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--asks", type=int, help="of each process; default 1, on a GPU 12")
     parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="PLAN", help="engines, which run on a GPU by themselves")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
@@ -135,7 +134,7 @@ def main() -> None:
     also = {plan.stem: plan for plan in options.also}
     names = [*options.precision, *also]
     runs: dict[str, list[dict]] = {name: [] for name in (*names, "peer")}
-    how = options.device, options.asks or (1 if options.device == "cpu" else 12)
+    how = options.device, 10 if also or options.device == "cuda" else 1
     with tempfile.TemporaryDirectory() as folder:
         folder = options.bundles or Path(folder)
         for precision in options.precision:

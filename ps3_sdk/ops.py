@@ -1,7 +1,8 @@
 """Where score, gather and position rows run: on the processor, or on the GPU that the networks run on.
 
-Both give the same values, to the bit, and have the same methods. What HostOps makes are numpy arrays; what DeviceOps makes for a network
-stays on the GPU, where the network reads it in place. What is picked is decided on the processor in both: a map has 729 values.
+Both have the same methods and give the same values, to the bit (to rounding, where a model keeps its position residuals as rows and columns). What
+HostOps makes are numpy arrays; what DeviceOps makes for a network stays on the GPU, and the network takes it from there. What is picked is
+decided on the processor in both: a map has 729 values.
 """
 from __future__ import annotations
 
@@ -12,18 +13,18 @@ from typing import Sequence
 import numpy as np
 
 from . import _core
-from .errors import InputError
+from .errors import ClosedError, InputError, RuntimeFailedError
 from .position import full_residual, position_rows
 
 Picks = dict            # {scale px: ascending int32 patch ids}
 
 
 class HostOps:
-    """The core's loops on the processor. where: "cpu" | stays: outputs of networks, by network, that these ops want to have left on the GPU."""
+    """The core's loops on the processor. where: "cpu" | why: what keeps them from a GPU | stays: outputs of networks, by network, that ops want left on the GPU."""
     where, stays = "cpu", {}
 
-    def __init__(self, geometry: dict, tables: dict, num_threads: int):
-        self.geometry, self.tables, self.num_threads = geometry, tables, num_threads
+    def __init__(self, geometry: dict, tables: dict, num_threads: int, why: str = "its networks run there"):
+        self.geometry, self.tables, self.num_threads, self.why = geometry, tables, num_threads, why
 
     def score(self, low_features, view_features, prompt: np.ndarray) -> np.ndarray:
         """(g, g) f32 in (0, 1)"""
@@ -35,6 +36,9 @@ class HostOps:
         g = self.geometry
         found = np.empty((len(frames), count(picks), 3 * patch_px ** 2), np.float32)
         for frame, each, out in zip(frames, picks, found):
+            if frame.device != "cpu":
+                raise InputError(f"[gather] the frame lies on {frame.device}; this session gathers on the processor, as {self.why}. Pass Frame.of(frame).cpu(), or open an engine, or "
+                                 "an ONNX bundle with device=\"cuda\", where the core has CUDA kernels.")
             for px, ids, part in parts(each):
                 _core.gather(frame.core, g["scales_px"][-1], px, patch_px, ids, g["mean"], g["std"], self.num_threads, out[part])
         return found
@@ -44,37 +48,44 @@ class HostOps:
         made = [np.concatenate([position_rows(self.tables, self.geometry, px, ids, self.num_threads) for px, ids in each.items()]) for each in picks]
         return made[0][None] if len(made) == 1 else np.stack(made)
 
+    def close(self) -> None:
+        """Let go of the tables."""
+        self.tables = {}
+
 
 class DeviceOps:
-    """The core's kernels on a GPU; tables are copied there when it is made.
+    """The core's kernels on the first GPU, where the networks run; tables are copied there when it is made, and one row is made to see that all work.
 
     Frames of the GPU are read in place, those in host memory are copied over as they are, a byte a channel. Every method is done when it
     returns, on whatever stream it ran. From several threads one call runs at a time. stream: a CUDA stream's handle, default the legacy one.
-    Raises RuntimeMissingError: the core has no kernels, or there is no driver or GPU.
+    Raises RuntimeMissingError: the core has no kernels, none for this GPU, or there is no driver or GPU; RuntimeFailedError: the tables do not fit.
     """
     where, stays = "cuda", {"encode": ("features",), "score_features": ("low_features", "view_features")}
 
     def __init__(self, geometry: dict, tables: dict, stream: int | None = None):
-        self.geometry, self._cuda, self._lock, self._pool = geometry, _core.Cuda(stream or 0), threading.Lock(), _Pool()
+        self.geometry, self._stream, self._lock, self._pool = geometry, stream, threading.RLock(), _Pool()
+        self._cuda = _core.Cuda(stream or 0, 0)
         self._table, self._weight, self._bias = (self._cuda.upload(np.ascontiguousarray(tables[name])) if name in tables else None
                                                  for name in ("position", "view_prompt_weight", "view_prompt_bias"))
         self._residuals = {}
         for px in geometry["scales_px"]:
             residual = full_residual(tables, geometry, px)
             self._residuals[px] = None if residual is None else self._cuda.upload(residual)
+        self.positions([{geometry["scales_px"][-1]: np.zeros(1, np.int32)}])
 
     @property
     def copies(self) -> dict:
         """How often and how much was copied between host and GPU by these ops: to_device, to_device_bytes, to_host, to_host_bytes."""
-        return self._cuda.copies
+        return self._on_gpu().copies
 
     def score(self, low_features, view_features, prompt: np.ndarray) -> np.ndarray:
         if not np.isfinite(prompt).all():
             raise InputError(f"[score] the prompt holds {int((~np.isfinite(prompt)).sum())} NaN or infinite values. Check what made it.")
         with self._lock:
-            query = self._put(prompt)
-            low, view = (each if each is None or not isinstance(each, np.ndarray) else self._put(each) for each in (low_features, view_features))
-            prob = self._cuda.download(self._cuda.score(low, view, query, self._weight, self._bias, self._new(self._grid())))
+            cuda, query = self._on_gpu(), self._put(prompt)
+            low, view = (self._put(each) if isinstance(each, np.ndarray) else each for each in (low_features, view_features))
+            g = self.geometry["scales_px"][0] // self.geometry["patch_px"]
+            prob = cuda.download(cuda.score(low, view, query, self._weight, self._bias, self._new((g, g))))
         if not np.isfinite(prob).all():
             raise InputError("[score] features or prompt hold values that make a probability NaN. Check the frame and what made the prompt.")
         return prob
@@ -82,24 +93,39 @@ class DeviceOps:
     def patches(self, frames: Sequence, picks: Sequence[Picks], patch_px: int) -> "DeviceRows":
         g, shape = self.geometry, (len(frames), count(picks), 3 * patch_px ** 2)
         with self._lock:
-            found = self._new(shape)
+            cuda, found = self._on_gpu(), self._new(shape)
+            if self._stream and any(frame.device != "cpu" for frame in frames):
+                cuda.order_after(0)         # which what wrote the frame comes before
             for i, (frame, each) in enumerate(zip(frames, picks)):
-                self._cuda.gather(frame.core, g["scales_px"][-1], [(px, patch_px, ids, found[i].rows(part)) for px, ids, part in parts(each)], g["mean"], g["std"])
-            self._cuda.synchronize()
+                cuda.gather(frame.core, g["scales_px"][-1], [(px, patch_px, ids, found[i][part]) for px, ids, part in parts(each)], g["mean"], g["std"])
+            cuda.synchronize()
         return found
 
     def positions(self, picks: Sequence[Picks]) -> "DeviceRows":
         g = self.geometry
         with self._lock:
-            found = self._new((len(picks), count(picks), g["width"]))
+            cuda, found = self._on_gpu(), self._new((len(picks), count(picks), g["width"]))
             for i, each in enumerate(picks):
                 for px, ids, part in parts(each):
-                    self._cuda.position_rows(self._table, g["position_grid"], px // g["patch_px"], ids, self._residuals[px], g["position"] == "crop", found[i].rows(part))
-            self._cuda.synchronize()
+                    cuda.position_rows(self._table, g["position_grid"], px // g["patch_px"], ids, self._residuals[px], g["position"] == "crop", found[i][part])
+            cuda.synchronize()
         return found
 
-    def _grid(self) -> tuple[int, int]:
-        return (self.geometry["scales_px"][0] // self.geometry["patch_px"],) * 2
+    def to_host(self, rows: "DeviceRows") -> np.ndarray:
+        with self._lock:
+            return self._on_gpu().download(rows)
+
+    def close(self) -> None:
+        """Give back the GPU's memory, that of arrays that are still in use when they are forgotten. A second call does nothing."""
+        with self._lock:
+            self._cuda = self._table = self._weight = self._bias = None
+            self._residuals = {}
+            self._pool.close()
+
+    def _on_gpu(self):
+        if self._cuda is None:
+            raise ClosedError("[cuda] the session of these ops is closed; open a new one: ps3_sdk.Session(...).")
+        return self._cuda
 
     def _new(self, shape) -> "DeviceRows":
         return DeviceRows(self, self._pool.take(self._cuda, 4 * int(np.prod(shape))), shape)
@@ -109,16 +135,13 @@ class DeviceOps:
         self._cuda.upload(np.ascontiguousarray(array, np.float32), made)
         return made
 
-    def to_host(self, rows: "DeviceRows") -> np.ndarray:
-        with self._lock:
-            return self._cuda.download(rows)
-
 
 class _Pool:
     """Memory of the GPU that comes back when its last array is forgotten and is given out again: no allocation after the first few asks."""
 
     def __init__(self):
         self._free: dict[int, list] = {}
+        self._closed = False
         self._lock = threading.RLock()          # the end of an array may be noticed while this thread is in here
 
     def take(self, cuda, num_bytes: int) -> "_Memory":
@@ -126,11 +149,25 @@ class _Pool:
         with self._lock:
             free = self._free.setdefault(size, [])
             array = free.pop() if free else None
-        return _Memory(self, cuda.empty((size,), "uint8") if array is None else array)
+        return _Memory(self, self._taken(cuda, size) if array is None else array)
+
+    def _taken(self, cuda, size: int):
+        try:
+            return cuda.empty((size,), "uint8")
+        except RuntimeFailedError:
+            with self._lock:
+                self._free.clear()              # what is kept in other sizes goes first
+            return cuda.empty((size,), "uint8")
 
     def give_back(self, array) -> None:
         with self._lock:
-            self._free[array.shape[0]].append(array)
+            if not self._closed:
+                self._free.setdefault(array.shape[0], []).append(array)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._free.clear()
 
 
 class _Memory:
@@ -140,7 +177,7 @@ class _Memory:
 
 
 class DeviceRows:
-    """A packed f32 array on the GPU. shape | views along the first dimension: rows[3], rows.rows(slice), rows[None]. numpy.asarray copies it to the host."""
+    """A packed f32 array on the GPU. shape | rows[3], rows[2:5], rows[None] are views | numpy.asarray copies it to the host."""
 
     def __init__(self, ops: DeviceOps, memory: _Memory, shape: Sequence[int], offset_bytes: int = 0):
         self._ops, self._memory, self.shape, self._offset = ops, memory, tuple(shape), offset_bytes
@@ -148,16 +185,20 @@ class DeviceRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: int | None) -> "DeviceRows":
+    def __getitem__(self, index: int | slice | None) -> "DeviceRows":
         if index is None:
-            return DeviceRows(self._ops, self._memory, (1, *self.shape), self._offset)
+            return self._view((1, *self.shape), 0)
+        if isinstance(index, slice):
+            start, end, step = index.indices(len(self))
+            if step != 1:
+                raise IndexError("an array on the GPU is cut in steps of 1 along its first dimension")
+            return self._view((max(end - start, 0), *self.shape[1:]), start)
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        return DeviceRows(self._ops, self._memory, self.shape[1:], self._offset + index * self._row_bytes())
+        return self._view(self.shape[1:], index)
 
-    def rows(self, part: slice) -> "DeviceRows":
-        start, end, _ = part.indices(len(self))
-        return DeviceRows(self._ops, self._memory, (end - start, *self.shape[1:]), self._offset + start * self._row_bytes())
+    def _view(self, shape: Sequence[int], start: int) -> "DeviceRows":
+        return DeviceRows(self._ops, self._memory, shape, self._offset + start * self._row_bytes())
 
     def _row_bytes(self) -> int:
         return 4 * int(np.prod(self.shape[1:]))

@@ -9,19 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from . import _core
 from .answer import Answer, Timing
 from .ask import ask_together
 from .bundle import Bundle
 from .datasheet import int8_caution
 from .encoding import Encoding, check_batch
-from .errors import BundleError, InputError, RuntimeMissingError
+from .errors import BundleError, InputError, RuntimeFailedError, RuntimeMissingError
 from .frame import Frame
 from .look import Look
 from .manifest import ENGINES, TABLES
 from .ops import DeviceOps, HostOps
 from .prompt import Prompt, PromptTokenizer
-from .stages import Stages, joined, unit
+from .stages import Stages, unit
 
 DEFAULT_BUNDLE = Path(__file__).parent / "assets" / "default.plan"
 RUNTIMES = {"onnxruntime": "ps3_sdk.runtimes.ort", "tensorrt": "ps3_sdk.runtimes.trt",      # manifest's word -> adapter module, imported when needed
@@ -56,7 +55,7 @@ class Session(Stages):
         if device not in (None, *DEVICES):
             raise InputError(f"[session] device is {device!r}; {' or '.join(map(repr, DEVICES))} is needed.")
         self.threads, self._device, self._stream = threads, device, stream
-        self._networks, self._tables = {}, {}
+        self._networks, self._tables, self.ops = {}, {}, None
         self.bundle = Bundle.open(bundle if bundle is not None else DEFAULT_BUNDLE, verify=verify)
         try:
             manifest = self.bundle.manifest
@@ -155,12 +154,12 @@ class Session(Stages):
         for group in (frames[start:start + batch] for start in range(0, len(frames), batch)):
             timing = Timing()
             with timing.stage("encode_low"):
-                seen = self._encode_low(group)
-                features = self._score_features(group, joined([each[2] for each in seen]))
-                rows = [self.language.low_rows(tokens) if self.language else None for tokens, _, _ in seen]
+                seen, features = self._encode_low(group)
+                scores = self._score_features(group, features)
+                rows = [self.language.low_rows(tokens) if self.language else None for tokens, _ in seen]
             share = timing.total_ms / len(group)
             found += [Look(self, frame, tokens, kv, *scored, Timing({"encode_low": share}), row)
-                      for frame, (tokens, kv, _), scored, row in zip(group, seen, features, rows)]
+                      for frame, (tokens, kv), scored, row in zip(group, seen, scores, rows)]
         return found
 
     def encode_text(self, texts: str | list[str]) -> np.ndarray:
@@ -203,17 +202,20 @@ class Session(Stages):
 
     def _choose_ops(self) -> HostOps | DeviceOps:
         """On the GPU where the networks run there and the core has kernels; their own adapter says what is missing for the networks."""
-        on_gpu = self._device == "cuda" or self.bundle.manifest["networks"]["encode"]["runtime"] in ENGINES
-        if on_gpu and _core.build_info()["cuda"]:
-            try:
-                return DeviceOps(self.geometry, self._tables, self._stream)
-            except RuntimeMissingError:
-                pass
-        return HostOps(self.geometry, self._tables, self.threads)
+        if self._device != "cuda" and self.bundle.manifest["networks"]["encode"]["runtime"] not in ENGINES:
+            return HostOps(self.geometry, self._tables, self.threads)
+        try:
+            made = DeviceOps(self.geometry, self._tables, self._stream)
+        except (RuntimeMissingError, RuntimeFailedError) as error:
+            return HostOps(self.geometry, self._tables, self.threads, f"kernels cannot be used ({error})")
+        if self._large_tables:
+            self.bundle.release(TABLES)
+            self._large_tables = False
+        return made
 
     def _let_go(self) -> None:
-        for network in self._networks.values():
-            getattr(network, "close", lambda: None)()       # memory of a device is given back now, not when it is forgotten
+        for each in (*self._networks.values(), self.ops):
+            getattr(each, "close", lambda: None)()       # memory of a device is given back now, not when it is forgotten
         self._networks, self._tables = {}, {}
         self.bundle.close()
 

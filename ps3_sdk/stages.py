@@ -44,7 +44,8 @@ class Stages:
 
         Returns tokens (low-res tokens, width), K/V by input name of the next pass, features (1, low-res tokens, feature_width).
         """
-        return self._encode_low([frame])[0]
+        (seen,), features = self._encode_low([frame])
+        return *seen, features
 
     def encode_prompt(self, text: str = "", embedding=None, timing: Timing | None = None) -> Prompt:
         """A text, a vector or nothing (the model's prior) -> the prompt vector. Texts are encoded once and kept."""
@@ -90,7 +91,10 @@ class Stages:
         return _core.select(prob, n, n, count, taken)
 
     def gather(self, frame: Frame, picks: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Cut picked patches of all scales out of the frame: patches (n, 3 * patch * patch), position rows (n, width), f32, on the GPU where ops run there."""
+        """Cut picked patches of all scales out of the frame: patches (n, 3 * patch * patch), position rows (n, width).
+
+        f32 arrays, of the GPU (ops.DeviceRows) where ops run there.
+        """
         patches, position = self.gather_many([frame], [picks])
         return patches[0], position[0]
 
@@ -153,8 +157,8 @@ class Stages:
         self._open()
         return self._networks[name].run(inputs, outputs)
 
-    def _encode_low(self, frames: list[Frame]) -> list[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
-        """What encode_low gives, for frames in one run."""
+    def _encode_low(self, frames: list[Frame]) -> tuple[list[tuple[np.ndarray, dict[str, np.ndarray]]], np.ndarray]:
+        """What encode_low gives, for frames in one run: tokens and K/V of each, features of all."""
         px, depth, num = self.geometry["scales_px"][0], self.geometry["depth"], len(frames)
         picks = [{px: np.arange((px // self.patch_px) ** 2, dtype=np.int32)}] * num
         patches, position = self.gather_many(frames, picks)
@@ -162,7 +166,7 @@ class Stages:
         keys = [f"{kind}_{i}" for kind in ("key", "value") for i in range(depth)]
         out = self._run("encode", inputs, ["tokens", "features", *keys])
         part = lambda name, i: out[name] if num == 1 else out[name][i:i + 1].copy()     # a copy, so that one look does not keep the others' memory
-        return [(part("tokens", i)[0], {f"past_{key}": part(key, i) for key in keys}, part("features", i)) for i in range(num)]
+        return [(part("tokens", i)[0], {f"past_{key}": part(key, i) for key in keys}) for i in range(num)], out["features"]
 
     def _no_past(self, batch: int = 1) -> dict[str, np.ndarray]:
         ports = [port for port in self.bundle.manifest["networks"]["encode"]["inputs"] if port["name"].startswith("past_")]

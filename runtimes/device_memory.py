@@ -9,6 +9,8 @@ import numpy as np
 
 from ps3_sdk.errors import ClosedError
 
+from .cuda_driver import OUT_OF_MEMORY, CudaError
+
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
 ALIGNMENT = 256
 
@@ -25,44 +27,61 @@ def num_bytes(shape: Sequence[int], dtype: str) -> int:
 
 
 class Pool:
-    """Blocks of one size. A block comes back when the last tensor in it is forgotten, and is given out again: no allocation after the first few."""
+    """Blocks of memory. A block comes back when the last tensor in it is forgotten, and is given out again for as many bytes: no allocation after the first few asks."""
 
-    def __init__(self, driver, block_bytes: int):
-        self._driver, self.block_bytes = driver, block_bytes
-        self._free: list[int] = []
-        self._all: list[int] = []
+    def __init__(self, driver):
+        self._driver = driver
+        self._free: dict[int, list[int]] = {}
+        self._all: set[int] = set()
         self._lock = threading.RLock()      # the end of a tensor may be noticed while this thread is in here
         self.closed = False
 
-    def take(self) -> "Block":
+    def take(self, num_bytes: int) -> "Block":
+        size = padded(num_bytes)
         with self._lock:
             if self.closed:
                 raise ClosedError("[cuda] the session of this memory is closed; open a new one: ps3_sdk.Session(...).")
-            address = self._free.pop() if self._free else None
+            free = self._free.setdefault(size, [])
+            address = free.pop() if free else None
         if address is None:
-            address = self._driver.allocate(self.block_bytes)
+            try:
+                address = self._driver.allocate(size)
+            except CudaError as error:
+                if error.code != OUT_OF_MEMORY or not self._free_unused():
+                    raise
+                address = self._driver.allocate(size)
             with self._lock:
-                self._all.append(address)
-        return Block(self, address)
+                self._all.add(address)
+        return Block(self, address, size)
 
-    def give_back(self, address: int) -> None:
+    def _free_unused(self) -> bool:
+        """Free the blocks of other sizes that nobody uses; whether there were any."""
+        with self._lock:
+            unused = [address for free in self._free.values() for address in free]
+            self._free.clear()
+            self._all -= set(unused)
+        for address in unused:
+            self._driver.free(address)
+        return bool(unused)
+
+    def give_back(self, address: int, size: int) -> None:
         with self._lock:
             if not self.closed:
-                self._free.append(address)
+                self._free.setdefault(size, []).append(address)
 
     def close(self) -> None:
         """Free every block, also those that tensors still point to: their session is over."""
         with self._lock:
             self.closed, blocks = True, self._all
-            self._all, self._free = [], []
+            self._all, self._free = set(), {}
         for address in blocks:
             self._driver.free(address)
 
 
 class Block:
-    def __init__(self, pool: Pool, address: int):
+    def __init__(self, pool: Pool, address: int, size: int):
         self.address, self.pool = address, pool
-        weakref.finalize(self, pool.give_back, address)
+        weakref.finalize(self, pool.give_back, address, size)
 
 
 class DeviceTensor:

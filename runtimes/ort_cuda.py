@@ -105,6 +105,14 @@ class OnDevice:
     def copy(self) -> "OnDevice":
         return self         # what was written once never changes
 
+    @staticmethod
+    def joined(parts: Sequence["OnDevice"]) -> "OnDevice | np.ndarray":
+        """One after the other: where they are neighbouring rows of one tensor, as looks made together have, these; else copied to the host."""
+        first, ends = parts[0], [part.start + len(part) for part in parts]
+        if all(part.value is first.value and part.start == end for part, end in zip(parts[1:], ends)):
+            return OnDevice(first.value, first.start, ends[-1])
+        return np.concatenate([np.asarray(part) for part in parts])
+
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         host = self.value.numpy()
         host = host[self.start] if self._one else host[self.start:self.start + len(self)]

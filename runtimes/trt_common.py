@@ -83,7 +83,7 @@ class EngineNetwork:
         self._buffers: dict[str, int] = {}
         self._own: list[int] = []
         self._graphs: OrderedDict[tuple, int | None] = OrderedDict()
-        self._pool = self._singles = Pool(driver, 0)
+        self._pool, self._most_bytes, self._capture_stream = Pool(driver), 0, None
         self._stream, self._stream_is_own = stream, stream is None
         self._contexts, self._engine, self._runtime = [], None, None
         try:
@@ -158,11 +158,8 @@ class EngineNetwork:
             resident = name.removeprefix("past_") in self._stays        # lies in blocks; a place is needed for what is empty
             if name not in self._shape_inputs:
                 self._buffers[name] = self._allocate(256 if resident else size)
-        self._places, end = {}, 0
-        for name in self._stays:
-            self._places[name] = end
-            end += padded(largest[name])
-        self._pool, self._singles = Pool(driver, end), Pool(driver, max([largest[name] for name in self._stays], default=0))
+        self._most_bytes = max([largest[name] for name in self._stays], default=0)
+        self._capture_stream = driver.new_stream()      # nobody else's work may come into a capture
 
     def _scratch_bytes(self, profile: int) -> int:
         for call in ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile"):
@@ -194,10 +191,13 @@ class EngineNetwork:
         values = {name: np.asarray(inputs[name]) for name in self._shape_inputs}
         out_shapes = self._set_shapes(context, shapes, values)
         addresses = {name: self._place_input(name, inputs[name], keep_alive) for name in self._inputs if name not in self._shape_inputs}
-        filled = [name for name in self._stays if num_bytes(out_shapes[name], self._ports[name]["dtype"])]
-        block = self._pool.take() if filled else None
+        places, end = {}, 0
+        for name in self._stays:
+            if size := num_bytes(out_shapes[name], self._ports[name]["dtype"]):
+                places[name], end = end, end + padded(size)
+        block = self._pool.take(end) if places else None
         for name in self._outputs:
-            addresses[name] = block.address + self._places[name] if name in filled else self._buffers[name]
+            addresses[name] = block.address + places[name] if name in places else self._buffers[name]
         for name, address in addresses.items():
             context.set_tensor_address(name, address)
         self._enqueue(context, (index, tuple(shapes.items()), tuple(value.tobytes() for value in values.values()), tuple(addresses.values())))
@@ -219,12 +219,9 @@ class EngineNetwork:
             self._graphs.move_to_end(key)
             return driver.launch(self._graphs[key], stream)
         capturable = getattr(context, "is_stream_capturable", lambda stream: True)
-        if key in self._graphs and self._graphs[key] is None and stream and capturable(stream):
-            driver.begin_capture(stream)
-            worked = context.execute_async_v3(stream)
-            ready = driver.end_capture(stream)
-            self._graphs[key] = ready       # 0: it could not be captured, and is not tried again
-            if worked and ready:
+        if key in self._graphs and self._graphs[key] is None and capturable(self._capture_stream):
+            self._graphs[key] = ready = self._captured(context)     # 0: it could not be captured, and is not tried again
+            if ready:
                 return driver.launch(ready, stream)
         log = log_of(self._module)
         with log.collect():
@@ -237,6 +234,21 @@ class EngineNetwork:
                 old = self._graphs.popitem(last=False)[1]
                 if old:
                     driver.destroy_graph(old)
+
+    def _captured(self, context) -> int:
+        """A graph of one run, 0 where there can be none."""
+        driver, stream = self._driver, self._capture_stream
+        try:
+            driver.begin_capture(stream)
+        except CudaError as error:
+            if error.lost:
+                raise
+            return 0
+        worked = context.execute_async_v3(stream)
+        ready = driver.end_capture(stream)
+        if ready and not worked:
+            driver.destroy_graph(ready)
+        return ready if worked else 0
 
     def _set_shapes(self, context, shapes, values) -> dict[str, tuple[int, ...]]:
         """Tell the context the inputs' shapes; returns those of the outputs."""
@@ -253,22 +265,35 @@ class EngineNetwork:
         return found
 
     def _place_input(self, name: str, value, keep_alive: list) -> int:
-        port = self._ports[name]
+        """Where the engine reads this input. What is on the GPU is copied, too, but for keys and values: to an aligned place that is the same in every run of a graph."""
+        dtype, address = self._ports[name]["dtype"], self._address_on_gpu(name, value)
+        array = value if address is not None else np.ascontiguousarray(value, host_dtype(dtype))
+        size = num_bytes(array.shape, dtype)
+        if not size:
+            return self._buffers[name]
+        keep_alive.append(array)
+        if address is None:
+            self._driver.to_device(self._buffers[name], array.ctypes.data, size, self._stream)
+        elif name.removeprefix("past_") in self._stays:
+            return address
+        else:
+            self._driver.on_device(self._buffers[name], address, size, self._stream)
+        return self._buffers[name]
+
+    def _address_on_gpu(self, name: str, value) -> int | None:
+        """None: it lies in host memory. Raises InputError: it is on the GPU, in another type or with gaps."""
+        dtype = self._ports[name]["dtype"]
         if isinstance(value, DeviceTensor):
             value.check()
-            if value.dtype != port["dtype"]:
-                raise InputError(f"[{self.where}] {self.name}: {name} is {value.dtype} on the GPU; {port['dtype']} is needed. Use keys and values of this bundle's own looks.")
+            if value.dtype != dtype:
+                raise InputError(f"[{self.where}] {self.name}: {name} is {value.dtype} on the GPU; {dtype} is needed. Use keys and values of this bundle's own looks.")
             return value.address
         device = getattr(value, "__cuda_array_interface__", None)
-        if device is not None:
-            if not _is_packed(device) or np.dtype(device["typestr"]) != host_dtype(port["dtype"]):
-                raise InputError(f"[{self.where}] {self.name}: {name} is {device['typestr']} on the GPU, packed {port['dtype']} is needed. Convert it there.")
-            return device["data"][0] if num_bytes(device["shape"], port["dtype"]) else self._buffers[name]
-        array = np.ascontiguousarray(value, host_dtype(port["dtype"]))
-        if array.nbytes:
-            keep_alive.append(array)
-            self._driver.to_device(self._buffers[name], array.ctypes.data, array.nbytes, self._stream)
-        return self._buffers[name]
+        if device is None:
+            return None
+        if not _is_packed(device) or np.dtype(device["typestr"]) != host_dtype(dtype):
+            raise InputError(f"[{self.where}] {self.name}: {name} is {device['typestr']} on the GPU, packed {dtype} is needed. Convert it there.")
+        return device["data"][0]
 
     def _profile_of(self, shapes, inputs) -> int:
         """The profile that these sizes fit. Raises InputError that says what the engine was made for."""
@@ -295,14 +320,15 @@ class EngineNetwork:
 
     def new_tensor(self, parts: Sequence[DeviceTensor]) -> DeviceTensor:
         """Tensors of this network, one after the other along the first dimension, in a block of its own."""
-        if sum(part.nbytes for part in parts) > self._singles.block_bytes:
+        total = sum(part.nbytes for part in parts)
+        if total > self._most_bytes:
             raise InputError(f"[{self.where}] {sum(map(len, parts))} together; {self.name} was built for fewer in one run. Ask with a smaller batch, or: {self.rebuild} --max-batch "
                              f"{sum(map(len, parts))}")
         with self._lock:
             self._check_open()
             try:
                 self._driver.use()
-                block, at = self._singles.take(), 0
+                block, at = self._pool.take(total), 0
                 for part in parts:
                     part.check()
                     self._driver.on_device(block.address + at, part.address, part.nbytes, self._stream)
@@ -360,11 +386,11 @@ class EngineNetwork:
                         self._driver.destroy_graph(ready)
                 self._contexts, self._engine, self._runtime = [], None, None      # before the memory that they point to
                 self._pool.close()
-                self._singles.close()
                 for address in self._own:
                     self._driver.free(address)
-                if self._stream_is_own and self._stream:
-                    self._driver.destroy_stream(self._stream)
+                for stream in (self._capture_stream, self._stream if self._stream_is_own else None):
+                    if stream:
+                        self._driver.destroy_stream(stream)
             except CudaError:       # the GPU is gone, and its memory with it
                 pass
             self._driver.close()

@@ -11,7 +11,7 @@ pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
 
 import ps3_sdk
 from ps3_sdk import Frame, _core
-from ps3_sdk.errors import InputError, RuntimeMissingError
+from ps3_sdk.errors import ClosedError, InputError, RuntimeFailedError, RuntimeMissingError
 from ps3_sdk.export.build_engine import build_engine
 from ps3_sdk.export.engine_options import EngineOptions
 from ps3_sdk.ops import DeviceOps, HostOps
@@ -41,7 +41,6 @@ def kernels(gpu, monkeypatch):
     core_cuda.Driverless.gpu = gpu
     core_cuda.Cuda.made.clear()
     monkeypatch.setattr(_core, "Cuda", core_cuda.Cuda)
-    monkeypatch.setattr(_core, "build_info", lambda: {"cuda": True})
     return core_cuda
 
 
@@ -50,7 +49,6 @@ def session(plan, kernels, gpu):
     with ps3_sdk.Session(plan, verify=False) as opened:
         assert isinstance(opened.ops, DeviceOps) and opened.ops.where == "cuda"
         yield opened
-    opened.ops = None
     gc.collect()
     assert not gpu.memory and not gpu.contexts, "closing gives everything back"
 
@@ -70,7 +68,7 @@ def on_gpu(frame, kernels):
 
 def test_an_encoding_is_the_one_of_the_processors_ops(plan, kernels, gpu, photo, monkeypatch):
     with ps3_sdk.Session(plan, verify=False) as ours:
-        monkeypatch.setattr(_core, "build_info", lambda: {"cuda": False})
+        monkeypatch.undo()
         with ps3_sdk.Session(plan, verify=False) as theirs:
             a, b = (each.encode(photo, "the name plate", tokens=300, smooth=True) for each in (ours, theirs))
             np.testing.assert_array_equal(a.prob, b.prob)
@@ -159,6 +157,58 @@ def test_the_callers_stream_is_that_of_the_ops(plan, kernels, gpu):
         assert [each.stream for each in kernels.Cuda.made] == [77]
 
 
+def test_frames_of_the_gpu_come_after_what_wrote_them(plan, kernels, gpu, photo):
+    gpu.queues[77] = []
+    with ps3_sdk.Session(plan, verify=False, stream=77) as session:
+        session.encode(photo, tokens=8)
+        assert not kernels.Cuda.made[0].ordered
+        session.encode(on_gpu(photo, kernels), tokens=8)
+        assert set(kernels.Cuda.made[0].ordered) == {0}, "Frame.of has the legacy stream wait for what wrote the frame"
+
+
+def test_frames_of_the_gpu_need_kernels(host_session, kernels, photo):
+    with pytest.raises(InputError, match=r"lies on cuda:0; this session gathers on the processor, as .*kernels cannot be used .*Frame.of\(frame\).cpu"):
+        host_session.look(on_gpu(photo, kernels))
+
+
+def test_kernels_that_do_not_run_leave_it_to_the_processor(plan, kernels, gpu, photo, monkeypatch):
+    def fails(*arguments, **keywords):
+        raise RuntimeFailedError("[cuda] no device memory")
+    monkeypatch.setattr(kernels.Cuda, "upload", fails)
+    with ps3_sdk.Session(plan, verify=False) as session:
+        assert session.ops.where == "cpu" and "no device memory" in session.ops.why
+        assert session.encode(photo, tokens=8).picked
+
+
+def test_memory_of_other_sizes_is_let_go_of_when_it_is_needed(session, kernels, gpu, photo):
+    session.encode(photo, "a boat", tokens=300)
+    gc.collect()
+    gpu.memory_bytes = sum(map(len, gpu.memory.values()))
+    assert session.encode(photo, "a boat", tokens=16).picked
+
+
+def test_arrays_on_the_gpu_are_cut_in_place(session):
+    rows = session.ops.positions([{756: np.arange(8, dtype=np.int32)}])[0]
+    whole = np.asarray(rows)
+    for part, wanted in ((rows[2:5], whole[2:5]), (rows[3], whole[3]), (rows[None], whole[None]), (rows[4:2], whole[4:2])):
+        assert part.shape == wanted.shape
+        if wanted.size:
+            np.testing.assert_array_equal(np.asarray(part), wanted)
+    with pytest.raises(IndexError, match="steps of 1"):
+        rows[::2]
+    with pytest.raises(IndexError, match="row 8"):
+        rows[8]
+
+
+def test_after_closing_the_ops_say_so(plan, kernels, gpu, photo):
+    with ps3_sdk.Session(plan, verify=False) as session:
+        ops, kept = session.ops, session.ops.positions([{756: np.arange(8, dtype=np.int32)}])
+    with pytest.raises(ClosedError, match="closed"):
+        np.asarray(kept)
+    with pytest.raises(ClosedError, match="closed"):
+        ops.positions([{756: np.arange(8, dtype=np.int32)}])
+
+
 def test_residuals_kept_as_rows_and_columns_become_one_table(kernels):
     from ps3_sdk.position import full_residual, position_rows
     rng, geometry = np.random.default_rng(0), {"scales_px": [28, 56], "patch_px": 14, "position_grid": 2, "position": "resize", "width": 6}
@@ -172,9 +222,7 @@ def test_residuals_kept_as_rows_and_columns_become_one_table(kernels):
 
 
 def test_without_a_driver_the_networks_adapter_says_what_is_missing(seeded, monkeypatch):
-    monkeypatch.setattr(_core, "build_info", lambda: {"cuda": True})
-
-    def no_driver(stream=0):
+    def no_driver(stream=0, device=-1):
         raise RuntimeMissingError("[cuda] no driver")
     monkeypatch.setattr(_core, "Cuda", no_driver)
     with ps3_sdk.Session(seeded) as session:            # runs on the processor anyway

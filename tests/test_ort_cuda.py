@@ -42,8 +42,16 @@ def test_rows_of_a_tensor_on_the_device(device):
     part = tensor[1:4][1:3]
     assert part.shape == (2, 3, 2) and len(part) == 2 and part.address == tensor.address + 2 * 24
     assert np.array_equal(np.asarray(part), whole[2:4]) and np.array_equal(np.concatenate([tensor[:1], part.copy()]), whole[[0, 2, 3]])
+    one = tensor[1:4][1]
+    assert one.shape == (3, 2) and one.address == part.address and np.array_equal(np.asarray(one), whole[2])
+    assert one.__cuda_array_interface__ == {"shape": (3, 2), "typestr": "<f4", "data": (one.address, True), "strides": None, "version": 3}
+    neighbours, apart = tensor.joined([tensor[1:2], tensor[2:4]]), tensor.joined([tensor[:1], tensor[2:3]])
+    assert isinstance(neighbours, ort_cuda.OnDevice) and np.array_equal(np.asarray(neighbours), whole[1:4])
+    assert np.array_equal(apart, whole[[0, 2]])
     with pytest.raises(IndexError, match="steps of 1"):
         tensor[::2]
+    with pytest.raises(IndexError, match="row 4"):
+        tensor[4]
 
 
 @pytest.mark.skipif(HAS_GPU, reason="this ONNX Runtime has the CUDA provider")

@@ -110,9 +110,27 @@ def test_what_cannot_be_captured_still_runs(session, gpu, photo):
 def test_the_callers_stream_is_used_and_left_alone(plans, gpu, photo):
     gpu.queues[77] = []
     with ps3_sdk.Session(plans["tensorrt"], verify=False, stream=77) as session:
-        session.ask(photo, "a boat", tokens=8)
-        assert list(gpu.queues) == [77]
+        for _ in range(3):
+            session.ask(photo, "a boat", tokens=8)
+        assert gpu.captured_on and 77 not in gpu.captured_on, "where others' work would be captured, too"
+        assert set(gpu.waited_for) == {77}
     assert list(gpu.queues) == [77]
+
+
+def test_a_capture_that_fails_half_way_is_not_kept(session, gpu, photo):
+    gpu.fail["execute while capturing"] = True
+    first, *rest = (session.encode(photo, "a boat", tokens=TOKENS).tokens for _ in range(3))
+    assert not gpu.graphs
+    for tokens in rest:
+        np.testing.assert_array_equal(tokens, first)
+
+
+def test_memory_of_other_sizes_is_let_go_of_when_it_is_needed(session, gpu, photo):
+    looks = session.look_many([photo] * 2, batch=2)
+    del looks
+    gc.collect()
+    gpu.memory_bytes = sum(map(len, gpu.memory.values()))
+    assert session.look(photo).ask("a boat", tokens=8).picked
 
 
 def test_a_stream_for_an_onnx_bundle_is_refused(plans):

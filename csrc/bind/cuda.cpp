@@ -14,14 +14,35 @@ namespace ps3::bind {
 
 namespace {
 
+/// A GPU that is this thread's current one as long as this lives.
+class Current {
+ public:
+  explicit Current(int device) : before_(ops::use_device(device)) {}
+  ~Current() {
+    if (before_ >= 0) (void)ops::use_device(before_);
+  }
+  Current(const Current&) = delete;
+  Current& operator=(const Current&) = delete;
+
+ private:
+  int before_;
+};
+
 /// One stream's workspace, tables and counts. Calls on one object must not overlap; use one per thread.
 class CudaOps {
  public:
-  explicit CudaOps(std::uintptr_t stream) : stream_(reinterpret_cast<void*>(stream)) { raise_if_failed(check_cuda()); }
+  CudaOps(std::uintptr_t stream, int device) : stream_(reinterpret_cast<void*>(stream)) {
+    raise_if_failed(check_cuda());
+    device_ = device < 0 ? ops::current_device() : device;
+  }
 
-  DeviceArray empty(const std::vector<py::ssize_t>& shape, const std::string& dtype) const { return new_device_array(shape, typestr_of(dtype)); }
+  DeviceArray empty(const std::vector<py::ssize_t>& shape, const std::string& dtype) const {
+    const Current current(device_);
+    return new_device_array(shape, typestr_of(dtype));
+  }
 
   DeviceArray upload(const py::array& array, const py::object& out) {
+    const Current current(device_);
     const py::array packed = py::array::ensure(array, py::array::c_style);
     const std::vector<py::ssize_t> shape(packed.shape(), packed.shape() + packed.ndim());
     const DeviceArray to = out_of(out, shape, typestr_of(py::cast<std::string>(packed.dtype().attr("name"))), "upload");
@@ -30,6 +51,7 @@ class CudaOps {
   }
 
   py::array download(const py::object& from) {
+    const Current current(device_);
     const DeviceArray array = view_device(from, "[cuda] the array", stream_);
     py::array bytes = py::array_t<std::uint8_t>(static_cast<py::ssize_t>(array.extent_bytes()));
     copy_out(bytes.mutable_data(), array.at, array.extent_bytes());
@@ -37,12 +59,18 @@ class CudaOps {
   }
 
   void synchronize() const {
+    const Current current(device_);
     Status status;
     {
       const py::gil_scoped_release release;
       status = ops::wait_for(stream_);
     }
     raise_if_failed(status);
+  }
+
+  void order_after(std::uintptr_t other) const {
+    const Current current(device_);
+    raise_if_failed(ops::order_after(stream_, reinterpret_cast<void*>(other)));
   }
 
   py::dict copies() const {
@@ -54,11 +82,13 @@ class CudaOps {
     return result;
   }
 
+  int device() const { return device_; }
   std::uintptr_t stream() const { return reinterpret_cast<std::uintptr_t>(stream_); }
 
   using Part = std::tuple<int, int, py::object, py::object>;  // size_px, patch_px, ids, out
   std::vector<DeviceArray> gather(const Frame& frame, int base_px, const std::vector<Part>& parts, const py::object& mean, const py::object& std,
                                   const std::string& dtype) {
+    const Current current(device_);
     const Normalize normalize = normalize_of(mean, std);
     FrameView view = frame.view();
     DeviceArray staged[2];
@@ -88,6 +118,7 @@ class CudaOps {
 
   DeviceArray score(const py::object& features, const py::object& view_features, const py::object& prompt, const py::object& view_weight,
                     const py::object& view_bias, const py::object& out) {
+    const Current current(device_);
     const DeviceArray low = floats(features, "score", "features", 2), query = floats(prompt, "score", "prompt", 1);
     const int grid = side_of(low.shape[0], "features");
     DeviceArray fine, weight, bias;
@@ -105,6 +136,7 @@ class CudaOps {
   }
 
   DeviceArray select(const py::object& prob, int rows, int cols, int count, const py::object& taken, const py::object& out) {
+    const Current current(device_);
     const DeviceArray map = floats(prob, "select", "prob", 2), marks = typed(taken, "|u1", "select", "taken", 1);
     if (count < 0) raise(Code::kOutOfRange, "[select] count is " + std::to_string(count) + "; needs 0 or more. Ask for patches there are.");
     const DeviceArray ids = out_of(out, {count}, "<i4", "select");
@@ -115,6 +147,7 @@ class CudaOps {
   }
 
   DeviceArray position_rows(const py::object& table, int g, int n, const py::object& id_object, const py::object& residual, bool crop, const py::object& out) {
+    const Current current(device_);
     const DeviceArray values = floats(table, "position_rows", "table", 2), ids = ids_of(id_object, "position_rows");
     PositionTable view{span<const float>(values), g, static_cast<int>(values.shape[1]), {}, {}, crop};
     DeviceArray more;
@@ -135,6 +168,7 @@ class CudaOps {
   }
 
   DeviceArray scatter(const py::object& tokens, const py::object& id_object, int rows, int cols, const py::object& out) {
+    const Current current(device_);
     const DeviceArray values = floats(tokens, "scatter", "tokens", 2), ids = ids_of(id_object, "scatter");
     if (rows < 1 || cols < 1 || rows > 32768 || cols > 32768) {
       raise(Code::kInvalidArgument, "[scatter] grid is " + std::to_string(rows) + "x" + std::to_string(cols) + "; needs 1..32768 each. Pass the grid of a scale.");
@@ -251,6 +285,7 @@ class CudaOps {
     GatherTables tables;
   };
   void* stream_;
+  int device_ = 0;
   DeviceArray workspace_, staging_[2];
   std::vector<DeviceArray> id_memory_;
   std::size_t workspace_bytes_ = 0;
@@ -263,16 +298,18 @@ class CudaOps {
 void add_cuda(py::module_& module) {
   const py::object none = py::none();
   py::class_<CudaOps>(module, "Cuda",
-                      "The ops on the current GPU, on one stream (an address, e.g. torch.cuda.current_stream().cuda_stream).\n\n"
+                      "The ops on one GPU (device; -1: the current one), on one stream (an address, e.g. torch.cuda.current_stream().cuda_stream).\n\n"
                       "Arrays are torch, cupy or numba tensors of the GPU, read and written in place, or DeviceArrays; nothing waits for the GPU\n"
                       "but download() and synchronize(). copies counts every copy between host and GPU this object made. One object per thread.\n"
                       "Raises RuntimeMissingError without kernels, driver or GPU.")
-      .def(py::init<std::uintptr_t>(), py::arg("stream") = 0)
+      .def(py::init<std::uintptr_t, int>(), py::arg("stream") = 0, py::arg("device") = -1)
+      .def_property_readonly("device", &CudaOps::device)
       .def_property_readonly("stream", &CudaOps::stream)
       .def_property_readonly("copies", &CudaOps::copies, "dict of to_device, to_device_bytes, to_host, to_host_bytes")
       .def("empty", &CudaOps::empty, py::arg("shape"), py::arg("dtype") = "float32", "A new DeviceArray.")
       .def("upload", &CudaOps::upload, py::arg("array"), py::arg("out") = none, "A numpy array's copy on the GPU -> DeviceArray, out where it is given.")
       .def("download", &CudaOps::download, py::arg("array"), "A copy in host memory -> numpy array, when the stream's work is done.")
+      .def("order_after", &CudaOps::order_after, py::arg("stream"), "What is called from now on comes after what is on another stream now.")
       .def("synchronize", &CudaOps::synchronize, "Waits for the stream's work. Raises RuntimeFailedError: some of it failed.")
       .def("gather", &CudaOps::gather, py::arg("frame"), py::arg("base_px"), py::arg("parts"), py::arg("mean"), py::arg("std"), py::arg("dtype") = "float32",
            "Patches of several scales in one launch -> list of DeviceArray (K, 3*patch*patch). parts: (size_px, patch_px, ids, out or None) each; ids int32\n"

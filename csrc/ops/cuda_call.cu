@@ -9,6 +9,7 @@ namespace ops {
 Status failed(const char* where, cudaError_t error) noexcept {
   const char *const name = cudaGetErrorName(error), *const text = cudaGetErrorString(error);
   constexpr int major = CUDART_VERSION / 1000;
+  if (error != cudaSuccess) (void)cudaGetLastError();  // told here; the next launch must not tell it again
   switch (error) {
     case cudaSuccess: return {};
     case cudaErrorInsufficientDriver:

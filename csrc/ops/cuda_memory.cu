@@ -44,4 +44,9 @@ int current_device() noexcept {
   return cudaGetDevice(&device) == cudaSuccess ? device : 0;
 }
 
+int use_device(int device) noexcept {
+  const int before = current_device();
+  return before != device && cudaSetDevice(device) == cudaSuccess ? before : -1;
+}
+
 }  // namespace ps3::ops

@@ -19,5 +19,7 @@ void free_device(void* at) noexcept;
 /// Whether the GPU reads this memory as it is.
 bool reachable(const void* at) noexcept;
 int current_device() noexcept;
+/// Makes a GPU this thread's current one; -> the one before, -1 where it was current already.
+int use_device(int device) noexcept;
 
 }  // namespace ps3::ops

@@ -33,5 +33,6 @@ Status wait_for(void*) noexcept { return no_cuda("cuda"); }
 Status order_after(void*, void*) noexcept { return no_cuda("cuda"); }
 bool reachable(const void*) noexcept { return false; }
 int current_device() noexcept { return 0; }
+int use_device(int) noexcept { return -1; }
 
 }  // namespace ps3::ops

@@ -41,8 +41,8 @@ class OnGpu:
 class Cuda:
     made = []
 
-    def __init__(self, stream=0):
-        self.stream, self._queue = stream, []
+    def __init__(self, stream=0, device=-1):
+        self.stream, self.device, self._queue, self.ordered = stream, device, [], []
         self.copies = dict.fromkeys(("to_device", "to_device_bytes", "to_host", "to_host_bytes"), 0)
         Cuda.made.append(self)
 
@@ -60,6 +60,9 @@ class Cuda:
         self.synchronize()
         self._count("to_host", self._view(array).nbytes)
         return self._view(array).copy()
+
+    def order_after(self, stream):
+        self.ordered.append(stream)
 
     def synchronize(self):
         work, self._queue = self._queue, []

@@ -16,6 +16,7 @@ class Gpu:
         self.sm, self.cuda_version, self.memory_bytes = sm, cuda_version, memory_bytes
         self.memory, self.queues, self.capturing, self.graphs = {}, {}, {}, {}
         self.calls, self.fail, self.contexts = [], {}, 0
+        self.captured_on, self.waited_for = [], []
 
     def check(self, address, size):
         for start, buffer in self.memory.items():
@@ -101,12 +102,14 @@ class Driver:
     def synchronize(self, stream):
         self._call("cuStreamSynchronize")
         assert stream not in self.gpu.capturing, "a capture may not wait"
+        self.gpu.waited_for.append(stream)
         work, self.gpu.queues[stream] = self.gpu.queues[stream], []
         for each in work:
             each()
 
     def begin_capture(self, stream):
         self._call("cuStreamBeginCapture_v2")
+        self.gpu.captured_on.append(stream)
         self.gpu.capturing[stream] = []
 
     def end_capture(self, stream):

@@ -218,7 +218,7 @@ class Context:
     def execute_async_v3(self, stream):
         assert self.scratch and self.scratch[1] >= self.engine.get_device_memory_size_for_profile_v2(self.profile)
         gpu.GPU.calls.append("execute_async_v3")
-        if gpu.GPU.fail.get("execute"):
+        if gpu.GPU.fail.get("execute") or gpu.GPU.fail.get("execute while capturing") and stream in gpu.GPU.capturing:
             return False
         missing = set(self.engine.io) - set(self.addresses)
         assert not missing, f"no address of {missing}"
