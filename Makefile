@@ -26,7 +26,7 @@ $(VENV)/demo: $(VENV)/bin/python $(SOURCES)
 
 $(VENV)/test: $(VENV)/bin/python $(SOURCES)
 	@echo "Installing ps3_sdk with its test and export tools into $(VENV); PyTorch is the large one"
-	$(PIP) -c constraints.txt '.[dev,export,vlm]'
+	$(PIP) -c constraints.txt '.[dev,export,vlm,eval]'
 ifeq ($(shell uname -sm),Linux x86_64)
 	@echo "Installing TensorRT-RTX, which builds engines without a GPU; without it the tests of real engines are skipped"
 	-$(PIP) 'tensorrt-rtx>=1.7,<2'

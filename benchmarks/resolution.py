@@ -41,8 +41,8 @@ import ways_to_look as ways
 
 FIGURES = ("all", "constant", "patches", "tiles", "reader")
 TILES = ((1, 2), (2, 2), (2, 3), (3, 4))
-PATCHES = (128, 256, 512, 1024, 1458, 2048, 2916, 4374, 8748)       # 729 a tile: 2, 4, 6 and 12 of them are among these
-FORMAT = 1
+PATCHES = (128, 256, 512, 1024, 1458, 2048, 2916, 4374, 8748, 14580)       # 729 a tile: 2, 4, 6 and 12 of AnyRes are among these, 4 and 20 of S2
+FORMAT = 2
 
 
 def points(session, options) -> list[dict]:
@@ -71,7 +71,7 @@ def see(session, look, item, pixels, point, options) -> ways.Seen:
     if series == "S2":
         return ways.s2(session, look, scales)
     if figure == "reader":
-        return ways.encoded(session, look, ways.window(session, look, item.boxes_px[0], point["resolution_px"]))
+        return ways.encoded(session, look, *ways.window(session, look, item.boxes_px[0], point["resolution_px"]))
     if scales == 0:
         return ways.Seen([], 0)
     room = ways.room_for(session, look, item.prompt, options.max_tokens)
@@ -79,12 +79,13 @@ def see(session, look, item, pixels, point, options) -> ways.Seen:
         budget = session.budget(looks="all", scales=scales)
     else:
         budget = session.budget(tokens=point.get("number", options.constant), scales=scales)
+    asked, read = ways.top_down(session, look, item.prompt)
+    prob = asked
     if series == "random":
-        return ways.closely(session, look, ways.at_random(session, look, int(digest(item.key, str(options.seed)), 16) % 2**32), budget, room=room)
-    if series == "bottom-up":
-        return ways.closely(session, look, ways.bottom_up(session, look), budget, room=room)
-    prob, read = ways.top_down(session, look, item.prompt)
-    return ways.closely(session, look, prob, budget, read, room)
+        prob = ways.at_random(session, look, int(digest(item.key, str(options.seed)), 16) % 2**32)
+    elif series == "bottom-up":
+        prob = ways.bottom_up(session, look)
+    return ways.closely(session, look, prob, budget, read, room, told=asked)
 
 
 def measure(session, frame, item, pixels, point, options) -> dict:

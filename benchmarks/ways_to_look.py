@@ -3,6 +3,7 @@
 Each way gives rows for the language model, which reads them behind the frame's low-res rows; then question and answer are the same.
 
 PS3      patches picked by a (27, 27) map: of the prompt (top-down), of the prior (bottom-up), or of random numbers; whole blocks, as an ask does.
+         A model that is told how probable each row's place is reads that of the prompt's map, whatever picked the patches: picking alone differs.
 AnyRes   the frame is cut into rows x cols tiles; each is encoded as if it were a frame, at 378 px, by itself; each tile's 27 x 27 tokens go
          through the projector as a frame's low-res tokens do. The whole frame at 378 px is the thumbnail and comes first.
          After LLaVA-NeXT's AnyRes; no separators between tiles, for which this model has no token.
@@ -49,14 +50,15 @@ def at_random(session, look, seed: int):
     return np.random.default_rng(seed).random((g, g), dtype=np.float32)
 
 
-def closely(session, look, prob, budget, read=None, room: int | None = None) -> Seen:
-    """Encode what a map picks, look by look; of more rows than `room`, those of the most probable patches are read."""
+def closely(session, look, prob, budget, read=None, room: int | None = None, told=None) -> Seen:
+    """Encode what a map picks, look by look; of more rows than `room`, those of the most probable patches are read. told: the map that rows are told of, default prob."""
     rounds = choose(session, prob, budget)
-    return encoded(session, look, rounds, read, None if room is None else lambda rows: _first(session, prob, rounds, room if rows > room else None))
+    keep = None if room is None else lambda rows: _first(session, prob, rounds, room if rows > room else None)
+    return encoded(session, look, rounds, prob if told is None else told, read, keep)
 
 
-def encoded(session, look, rounds, read=None, keep=None) -> Seen:
-    """Encode rounds of picks {scale px: ids}; keep(number of rows) -> {scale px: ids} to read, None for all."""
+def encoded(session, look, rounds, told, read=None, keep=None) -> Seen:
+    """Encode rounds of picks {scale px: ids}; told: (g, g) f32, how probable each place is; keep(number of rows) -> {scale px: ids} to read, None for all."""
     scales_px = session.geometry["scales_px"][1:]
     parts = {px: [] for px in scales_px}
     for picks in rounds:
@@ -73,7 +75,7 @@ def encoded(session, look, rounds, read=None, keep=None) -> Seen:
     kept = keep(patches // block_side(session, "blocks") ** 2) if keep else None
     if kept is not None:
         tokens = {px: tokens[px][np.isin(picked[px], kept[px])] for px in scales_px}
-    rows = session.language.high_rows(np.concatenate(list(tokens.values())), kept or picked)
+    rows = session.language.high_rows(np.concatenate(list(tokens.values())), kept or picked, told)
     return Seen([(object(), rows)] if len(rows) else [], patches, picked, read)
 
 
@@ -86,8 +88,9 @@ def _first(session, prob, rounds, room):
     return {px: np.sort(np.concatenate([picks[px] for picks in wanted])) for px in rounds[0]}
 
 
-def window(session, look, box_px, up_to_px: int) -> list[dict[int, np.ndarray]]:
-    """All patches, of every high-res scale up to `up_to_px`, of the places of the (g, g) map that a box (x0, y0, x1, y1) in frame pixels touches."""
+def window(session, look, box_px, up_to_px: int) -> tuple[list[dict[int, np.ndarray]], np.ndarray]:
+    """All patches, of every high-res scale up to `up_to_px`, of the places of the (g, g) map that a box (x0, y0, x1, y1) in frame pixels touches; and a map that
+    is certain of these places."""
     g, frame = round(len(look.tokens) ** 0.5), look.frame
     x0, y0, x1, y1 = np.array(box_px) * g / np.array([frame.width, frame.height] * 2)
     places = np.zeros((g, g), bool)
@@ -97,7 +100,7 @@ def window(session, look, box_px, up_to_px: int) -> list[dict[int, np.ndarray]]:
         n = px // session.patch_px
         index = np.arange(n) * g // n
         picks[px] = np.flatnonzero(places[np.ix_(index, index)]).astype(np.int32) if px <= up_to_px else np.empty(0, np.int32)
-    return [picks]
+    return [picks], np.where(places, np.float32(0.99), np.float32(0.01))
 
 
 def any_res(session, look, pixels: np.ndarray, rows: int, cols: int) -> Seen:

@@ -1,4 +1,4 @@
-"""The `ps3` command: ask, encode, export, build, verify, info, bench, eval, doctor. Answers go to stdout, progress and errors to stderr."""
+"""The `ps3` command: ask, encode, export, build, verify, info, bench, eval, train, doctor. Answers go to stdout, progress and errors to stderr."""
 from __future__ import annotations
 
 import argparse
@@ -111,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("eval", evaluation.run, "how often answers are right, on scenes made for it or on questions of your own")
     evaluation.add_arguments(sub)
     bundle_and_threads(sub)
+
+    from .training import recipe
+    recipe.add_arguments(command("train", recipe.train, "train the small model of our own by its whole recipe, continuing where it was stopped"))
 
     command("doctor", _doctor, "check this installation and say what is missing")
     return parser

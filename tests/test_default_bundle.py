@@ -58,10 +58,18 @@ def test_it_looks_at_the_small_print_it_is_asked_about_and_reads_most_of_it(open
     assert max(like) > 0.5, like
 
 
-@pytest.mark.parametrize("frame", ["blank", "noise"])
-def test_where_there_is_nothing_it_invents_nothing_with_confidence(opened, frame):
-    pixels = np.full((2160, 3840, 3), 127, np.uint8) if frame == "blank" else np.random.default_rng(0).integers(0, 256, (2160, 3840, 3), np.uint8)
+@pytest.mark.parametrize("frame", ["blank", "noise", "portrait", "panorama"])
+def test_where_there_is_nothing_it_invents_nothing_with_confidence(opened, frame, photo):
+    pixels = {"blank": lambda: np.full((2160, 3840, 3), 127, np.uint8), "noise": lambda: np.random.default_rng(0).integers(0, 256, (2160, 3840, 3), np.uint8),
+              "portrait": lambda: np.ascontiguousarray(photo[:, :800]), "panorama": lambda: np.ascontiguousarray(photo[:400])}[frame]()
     look = opened.look(pixels)
     for question in QUESTIONS:
         answer = look.ask(question["prompt"])
         assert answer.found is False or answer.confidence < 0.8, (answer.text, answer.confidence)
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "was steht auf dem roten Schild?", "\u770b\u677f\u306b\u306f\u4f55\u3068\u66f8\u3044\u3066\u3042\u308b\uff1f", "what is the code on the blue gauge?"])
+def test_what_cannot_be_answered_gets_no_confident_value(opened, prompt):
+    answer = opened.ask(FRAMES / "panel_4k.jpg", prompt)
+    assert answer.found is False or answer.confidence < 0.8, (answer.text, answer.confidence)
+    assert any("bottom-up" in note for note in answer.notes) == (not prompt.strip())

@@ -146,12 +146,23 @@ def ways(monkeypatch):
     return ways_to_look
 
 
-def test_looking_top_down_in_the_benchmark_is_an_ask(speaker, photo, ways):
+@pytest.mark.parametrize("model", ["random", "embedded"])
+def test_looking_top_down_in_the_benchmark_is_an_ask(request, model, ways):
+    photo = np.asarray(Image.open(ROOT / "examples/frames/panel_4k.jpg"))
+    if model == "random":
+        check_is_an_ask(request.getfixturevalue("speaker"), photo, ways, "Where is it?")
+    else:       # whose rows are told how probable their place is
+        with ps3_sdk.Session() as session:
+            assert "row_prob" in session._tables
+            check_is_an_ask(session, photo, ways, "what is the word on the purple bar chart?")
+
+
+def check_is_an_ask(speaker, photo, ways, prompt):
     look = speaker.look(photo)
-    prob, read = ways.top_down(speaker, look, "Where is it?")
+    prob, read = ways.top_down(speaker, look, prompt)
     seen = ways.closely(speaker, look, prob, speaker.budget(tokens=700), read)
-    text, rows = ways.say(speaker, look, "Where is it?", seen, 8)
-    answer = speaker.ask(photo, "Where is it?", tokens=700, max_tokens=8)
+    text, rows = ways.say(speaker, look, prompt, seen, 8)
+    answer = speaker.ask(photo, prompt, tokens=700, max_tokens=8)
     assert text == answer.text and rows > len(look.rows)
     assert all(np.array_equal(seen.picked[px], ids) for px, ids in answer.picked.items()) and seen.patches == sum(map(len, answer.picked.values()))
 
@@ -167,11 +178,13 @@ def test_rows_that_do_not_fit_are_those_of_the_least_probable(speaker, photo, wa
 def test_a_window_holds_every_patch_of_the_places_of_a_box(speaker, photo, ways):
     look = speaker.look(photo)
     px = speaker.geometry["scales_px"][1]
-    window = ways.window(speaker, look, (0, 0, 10, 10), px)[0]
+    (window,), certain = ways.window(speaker, look, (0, 0, 10, 10), px)
     side = px // speaker.geometry["scales_px"][0]
     assert len(window[px]) == side * side and all(len(ids) == 0 for other, ids in window.items() if other > px)
     assert coverage((0, 0, 10, 10), window[px], px // speaker.patch_px, (2160, 3840)) == 1
-    assert ways.encoded(speaker, look, [window]).patches == side * side
+    assert ways.encoded(speaker, look, [window], certain).patches == side * side
+    g = round(len(look.tokens) ** 0.5)
+    assert certain.shape == (g, g) and (certain > 0.5).sum() == 1 and certain[0, 0] > 0.5
 
 
 def test_tiles_are_encoded_as_frames_and_scales_as_tiles(speaker, photo, ways):
@@ -188,3 +201,33 @@ def test_tiles_are_encoded_as_frames_and_scales_as_tiles(speaker, photo, ways):
 def test_the_benchmark_refuses_a_bundle_that_says_nothing(seeded, tmp_path):
     result = subprocess.run([sys.executable, ROOT / "benchmarks/resolution.py", "--bundle", seeded, "--questions", "1", "--fallback", "-o", tmp_path], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 1 and "no language model" in result.stderr and "Traceback" not in result.stderr
+
+
+# -- figures of resolution.py from records made by hand ----------------------------------------------------------------
+
+def record(question, figure, point, right, cap_px=12):
+    return {"question": question, "point": point, "right": right, "cap_px": cap_px, "patches": 100, "rows": 20, "seconds": 0.5, "recall": 0.25, "figure": figure}
+
+
+def test_the_minimum_resolution_is_where_it_stays_right(ways):
+    import resolution
+    right = {"a": (False, True, False, True), "b": (True, True, True, True), "c": (False, False, True, True), "d": (True, True, True, False)}
+    records = [record(name, "reader", f"reader reader {px}", each, cap_px) for (name, rights), cap_px in zip(right.items(), (11, 11, 20, 26))
+               for px, each in zip((378, 756, 1512, 3780), rights)]
+    found = resolution.minimum_resolution(records, (378, 756, 1512, 3780))
+    assert {name: each["minimum_px"] for name, each in found["questions"].items()} == {"a": 3780, "b": 378, "c": 1512, "d": None}
+    assert found["all"] == {"378": 1, "756": 0, "1512": 1, "3780": 1, "none": 1}
+    assert found["by_cap_px"]["10-13"] == {"378": 1, "756": 0, "1512": 0, "3780": 1, "none": 0} and found["by_cap_px"]["24-28"]["none"] == 1
+
+
+def test_the_figures_are_drawn(ways, tmp_path, speaker):
+    pytest.importorskip("matplotlib", reason="needs ps3_sdk[eval]")
+    import argparse
+    import resolution
+    import resolution_plots
+    points = resolution.points(speaker, argparse.Namespace(constant=1024, patches=[128, 256], s2_scales=1, only=resolution.FIGURES))
+    summed = [resolution.summed(point, [record("a", point["figure"], resolution.name_of(point), True), record("b", point["figure"], resolution.name_of(point), False)]) for point in points]
+    assert {point["series"] for point in summed} >= {"all patches", "top-down", "bottom-up", "random", "AnyRes", "S2"} and all(point["accuracy"] == 0.5 and point["n"] == 2 for point in summed)
+    result = {"points": summed, "bundle": {"name": "b", "hash": "0"}, "machine": {"cpu": "c", "cores": 2}, "notes": []}
+    plots.save(resolution_plots.draw(result), tmp_path / "r.png")
+    assert Image.open(tmp_path / "r.png").width > 1000

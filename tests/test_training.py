@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'ps3_sdk[export]'")
 
@@ -304,9 +305,45 @@ def test_what_is_no_checkpoint_is_not_embedded(tmp_path):
 
 def test_a_pool_that_is_missing_or_old_says_how_to_make_it(tmp_path):
     from ps3_sdk.training.reading import DensePool
-    with pytest.raises(FileNotFoundError, match="python -m training.pool .* --split val"):
+    with pytest.raises(FileNotFoundError, match="python -m ps3_sdk.training.pool .* --split val"):
         DensePool(tmp_path, "val")
     (tmp_path / "dense_val").mkdir()
     np.save(tmp_path / "dense_val/00000.labels.npy", np.zeros((270, 540), np.uint8))
     with pytest.raises(FileNotFoundError, match="older version, 00000.labels.npy"):
         DensePool(tmp_path, "val")
+
+
+def test_the_whole_recipe_is_one_command_whose_steps_take_their_options(tmp_path, monkeypatch, capsys):
+    import importlib
+    from ps3_sdk import cli
+    from ps3_sdk.training import machine, nano
+    assert cli.main(["train", str(tmp_path / "run"), "--processes", "2", "--share", "0.01", "--dry-run"]) == 0
+    said = [line.split("python -m ", 1)[1].split() for line in capsys.readouterr().err.splitlines()]
+    assert [line[0].rsplit(".", 1)[1] for line in said] == ["pool", "pool", "read", "answer", "answer", "curves"] and not (tmp_path / "run").exists()
+    taken = []
+    monkeypatch.setattr(machine, "launch", lambda work, options: taken.append(options))
+    monkeypatch.setattr(nano, "write_folder", lambda *arguments, **options: None)
+    for name, *arguments in said:
+        stage = importlib.import_module(name)
+        if name.endswith(("read", "answer")):
+            monkeypatch.setattr("sys.argv", [name, *arguments])
+            stage.main()
+    assert [options.steps for options in taken] == [32, 16, 16] and all(options.processes == 2 and options.device == "cpu" for options in taken)
+    assert taken[2].places == 8
+
+
+def test_training_on_from_a_folder_is_its_last_stage_alone(tmp_path, capsys):
+    from ps3_sdk import cli
+    assert cli.main(["train", str(tmp_path), "--begin", str(ROOT / "training/model"), "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "training.read" not in said and "look" not in said.replace("--looks", "") and f"--begin {ROOT / 'training/model'}" in said
+    assert cli.main(["train", str(tmp_path), "--begin", str(tmp_path / "none")]) == 1 and "no config.json" in capsys.readouterr().err
+
+
+def test_a_step_that_fails_ends_the_recipe_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    from ps3_sdk import cli
+    from ps3_sdk.training import recipe
+    monkeypatch.setattr(recipe, "commands", lambda options: [["ps3_sdk.training.curves", str(tmp_path)], ["ps3_sdk.training.curves", "--never"]])
+    assert cli.main(["train", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "curves ended with 2" in said and "run the same command again" in said and "--never" not in said

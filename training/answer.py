@@ -1,4 +1,4 @@
-"""Stages 1 and 2 of the recipe: python -m training.answer POOL RUN look, then python -m training.answer POOL RUN answer. Each continues where it was stopped.
+"""Stages 1 and 2 of the recipe: python -m ps3_sdk.training.answer POOL RUN look, then .. RUN answer. Each continues where it was stopped.
 
 look: dense text is read on and spelt, scenes are looked at: where is what is asked? It begins with what training.read left.
 answer: scenes are answered the whole way, from places that the model picked; spelling and looking go on beside. It begins with RUN/look.
@@ -67,9 +67,9 @@ def work(options: argparse.Namespace, rank: int) -> None:
     looking = Closely(model, reader, options.places) if answering else Looking(model, reader)
     begin(looking, options.run, options.begin or ("look" if answering else "read"))
     speller = Speller(model, reader)
+    looking.to(options.device)
     optimiser = Optimiser(looking, muon_lr=0.01, adam_lr=1.2e-3)
     run = Run(options.run / options.stage, looking, optimiser)
-    looking.to(options.device)
     rng, rng_data = (np.random.default_rng([options.seed, run.step, rank, stream]) for stream in (0, 1))
     scenes = options.scenes if answering else 0
     first = run.step * (scenes + options.looks) // options.uses + rank * 1_000_000 + answering * 500_000

@@ -1,4 +1,4 @@
-"""Draw how a training went: python -m training.curves RUN -o curves.png (needs matplotlib: pip install 'ps3_sdk[eval]')."""
+"""Draw how a training went: python -m ps3_sdk.training.curves RUN -o curves.png (needs matplotlib: pip install 'ps3_sdk[eval]')."""
 from __future__ import annotations
 
 import argparse

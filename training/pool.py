@@ -1,4 +1,4 @@
-"""Frames of dense text, gathered once and kept: python -m training.pool FOLDER --split train --frames 120 --workers 2
+"""Frames of dense text, gathered once and kept: python -m ps3_sdk.training.pool FOLDER --split train --frames 120 --workers 2
 
 A frame is 4 x 4 pieces of text; its 72,900 patches of 3780 px take 43 MB and hold some 1,500 windows' worth of text, which
 training cuts out anywhere and colours anew each time. What is there already is kept: run it again for more.

@@ -1,4 +1,4 @@
-"""Stage 0 of the recipe: python -m training.read POOL RUN --steps 12000. Continues where it was stopped."""
+"""Stage 0 of the recipe: python -m ps3_sdk.training.read POOL RUN. Continues where it was stopped."""
 from __future__ import annotations
 
 import argparse
@@ -19,10 +19,10 @@ LEAST = 0.4         # of the learning rates at the end: later stages go on readi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pool", type=Path, help="folder made by python -m training.pool")
+    parser.add_argument("pool", type=Path, help="folder made by python -m ps3_sdk.training.pool")
     parser.add_argument("run", type=Path, help="folder of this training; its checkpoint lies in RUN/model")
-    parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument("--batch", type=int, default=128, help="windows per step")
+    parser.add_argument("--steps", type=int, default=3250)
+    parser.add_argument("--batch", type=int, default=64, help="windows per step")
     machine.add_options(parser)
     options = parser.parse_args()
     nano.write_folder(options.run / "model")
@@ -38,9 +38,9 @@ def work(options: argparse.Namespace, rank: int) -> None:
     reader = Reader(vision)
     for name, parameter in vision.named_parameters():       # the rest has nothing to learn from windows
         parameter.requires_grad_(name.startswith(("trunk.patch_embed", "trunk.blocks", "pos_emb_residual_rows.2", "pos_emb_residual_columns.2")))
+    reader.to(options.device)
     optimiser = Optimiser(reader)
     run = Run(options.run / "read", reader, optimiser)
-    reader.to(options.device)
     forward = machine.compiled(reader, options)
     rng = np.random.default_rng([options.seed, run.step, rank])
     val = held_out.windows(np.random.default_rng(2), 4 * options.batch, augment=False)

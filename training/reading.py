@@ -80,11 +80,11 @@ class DensePool:
         folder = Path(folder) / f"dense_{split}"
         names = sorted(folder.glob("*.labels.npy"))
         if not names:
-            raise FileNotFoundError(f"[pool] {folder} holds no frames; make them first: python -m training.pool {folder.parent} --split {split}")
+            raise FileNotFoundError(f"[pool] {folder} holds no frames; make them first: python -m ps3_sdk.training.pool {folder.parent} --split {split}")
         old = [name for name in names if not Path(str(name).replace(".labels.", ".orders.")).exists()]
         if old:
             raise FileNotFoundError(f"[pool] {len(old)} of {len(names)} frames in {folder} were made by an older version, {old[0].name} for one, and lack orders. "
-                                    f"Delete the folder and make it again: python -m training.pool {folder.parent} --split {split}")
+                                    f"Delete the folder and make it again: python -m ps3_sdk.training.pool {folder.parent} --split {split}")
         self.labels = [np.load(name) for name in names]
         self.patches = [np.load(str(name).replace(".labels.", ".patches."), mmap_mode="r") for name in names]
         self.orders = [np.load(str(name).replace(".labels.", ".orders.")) for name in names]

@@ -29,6 +29,8 @@ def plot(summary: dict, path) -> None:
             values = [row["selection_recall"][budget] for budget in budgets]
             ends = [row["selection_recall_interval"][budget] for budget in budgets]
             recall.errorbar(list(map(int, budgets)), values, _sides(values, ends), marker="o", capsize=3, label=f"{title} (n {row['selection_recall_n']})", lw=2 if title == "all" else 1)
+            if title == "all":
+                recall.plot(list(map(int, budgets)), [row["selection_recall_bottom_up"][budget] for budget in budgets], "--", color="#e08a1e", label="all, picked by saliency instead")
             recall.legend(fontsize=8)
     recall.set(title="target box covered", xlabel="high-res patches", ylim=(0, 1.02))
     kinds = {"all": summary["unanswerable"], **summary["unanswerable"]["by_kind"]}

@@ -17,7 +17,7 @@ from .results import Results
 from .summary import summarise
 from .words import chosen, is_refusal, lettered, normalise
 
-FORMAT = 1              # of the records; part of the settings that they are kept by
+FORMAT = 2              # of the records; part of the settings that they are kept by
 BUDGETS = (256, 512, 1024, 2048)
 
 
@@ -94,6 +94,7 @@ def _record(session: Session, item: Item, tokens, scales, max_tokens: int, first
         "said": said, "text": answer.text, "right": right(said), "said_low_res_only": said_low, "right_low_res_only": right(said_low), "refused": is_refusal(said),
         "confidence": None if confidence is None else round(float(confidence), 6), "cap_px": item.cap_px, "patches": sum(map(len, answer.picked.values())),
         "recall": selection_recall(session, answer.prob, item.boxes_px, answer.frame_size, BUDGETS, scales) if item.boxes_px else None,
+        "recall_bottom_up": selection_recall(session, session.score(session.look(frame), session.prior()), item.boxes_px, answer.frame_size, BUDGETS, scales) if item.boxes_px else None,
         "seconds": round(seconds, 5), "first": first}
 
 

@@ -43,11 +43,12 @@ def measures(records: Sequence[dict]) -> dict:
     found.update(_told("nearly_right", [not record["right"] and not record["refused"] and characters_off(record["said"], record["answer"]) <= NEARLY for record in free]))
     sure = [record for record in records if record["confidence"] is not None]
     found.update(_told("wrong_but_confident", [record["confidence"] > CONFIDENT and not record["right"] and not record["refused"] for record in sure]))
-    recalls = [record["recall"] for record in records if record["recall"] is not None]
-    shares = {budget: share_of(recall[budget] for recall in recalls if budget in recall) for budget in (recalls[0] if recalls else ())}
-    found["selection_recall"] = {budget: share["share"] for budget, share in shares.items()}
-    found["selection_recall_interval"] = {budget: share["interval"] for budget, share in shares.items()}
-    found["selection_recall_n"] = len(recalls)
+    for name in ("recall", "recall_bottom_up"):
+        recalls = [record[name] for record in records if record[name] is not None]
+        shares = {budget: share_of(recall[budget] for recall in recalls if budget in recall) for budget in (recalls[0] if recalls else ())}
+        found[f"selection_{name}"] = {budget: share["share"] for budget, share in shares.items()}
+        found[f"selection_{name}_interval"] = {budget: share["interval"] for budget, share in shares.items()}
+        found[f"selection_{name}_n"] = len(recalls)
     return found
 
 
@@ -86,6 +87,8 @@ def table(summary: dict) -> str:
         if row["n"]:
             lines.append(f"{title[:11]:<12}{row['n']:>6}{_percent(row, name):>26}{_percent(row, name + '_low_res_only'):>24}"
                          + "".join(f"{_plain(row['selection_recall'].get(budget)):>13}" for budget in budgets))
+    if budgets:
+        lines.append("picked by saliency instead, whatever is asked: " + ", ".join(f"recall {budget} {_plain(share)}" for budget, share in summary["selection_recall_bottom_up"].items()))
     if free:
         lines.append(f"not right: {_percent(summary, 'nearly_right')} at most {NEARLY} characters off, {_percent(summary, 'refused')} refused")
     bands = [f"{name}: {100 * row['right']:.0f} % of {row['right_n']}" for name, row in summary["by_confidence"].items() if row["right_n"]]

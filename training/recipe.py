@@ -1,0 +1,59 @@
+"""The whole recipe, from fonts to curves: ps3 train RUN. Continues where it was stopped.
+
+Every step is a command of its own, printed before it runs; training/README.md says what it is for. A step that is done is not done again.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ps3_sdk.errors import InputError, RuntimeFailedError
+from ps3_sdk.export.child import module
+
+# Threads that wait turn and slow each other down wherever anything else runs; the allocator keeps what it has.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "67108864"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of this training; its checkpoint lies in RUN/model, curves in RUN/curves.png")
+    parser.add_argument("--pool", type=Path, help="folder of text to read, 16 GB (default: RUN/pool)")
+    parser.add_argument("--begin", metavar="FOLDER", help="go on from this checkpoint folder, such as training/model of the sources: stage answer alone")
+    parser.add_argument("--frames", type=int, default=360, help="of text to read, 43 MB each")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="take one per core (default), or one on a GPU")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; not yet run on a GPU")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=1.0, help="of the recipe's steps, to try it or to train longer")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands alone")
+
+
+def commands(options: argparse.Namespace) -> list[list[str]]:
+    """The recipe's steps as commands, in order."""
+    run, pool = options.folder, options.pool or options.folder / "pool"
+    machine = ["--processes", options.processes, "--device", options.device, "--seed", options.seed]
+    steps = lambda number: ["--steps", max(1, round(number * options.share))]
+    made = [["pool", pool, "--split", "train", "--frames", options.frames, "--workers", options.processes], ["pool", pool, "--split", "val", "--frames", 4]]
+    if options.begin is None:
+        made += [["read", pool, run, *steps(3250), "--batch", 64, *machine],
+                 ["answer", pool, run, "look", *steps(1550), "--spelt", 48, "--looks", 2, "--decay-from", 0.5, "--least", 0.3, *machine]]
+    begin = [] if options.begin is None else ["--begin", options.begin]
+    made += [["answer", pool, run, "answer", *begin, *steps(1600), "--windows", 32, "--spelt", 80, "--places", 8, "--looks", 0, "--lr", 0.9, "--decay-from", 0.35, *machine],
+             ["curves", run, "-o", run / "curves.png"]]
+    return [[f"ps3_sdk.training.{name}", *map(str, arguments)] for name, *arguments in made]
+
+
+def train(options: argparse.Namespace) -> None:
+    """Raises InputError: a checkpoint folder to begin with that is none; RuntimeFailedError: a step failed, and how to go on."""
+    if options.begin is not None and not (Path(options.begin) / "config.json").exists():
+        raise InputError(f"[train] {options.begin} has no config.json; --begin takes a checkpoint folder, such as training/model of the sources.")
+    start = time.perf_counter()
+    for name, *arguments in commands(options):
+        print(f"{(time.perf_counter() - start) / 60:6.1f} min  python -m {name} {' '.join(arguments)}", file=sys.stderr, flush=True)
+        if options.dry_run:
+            continue
+        code = subprocess.run(module(name, *arguments), env={**ENVIRONMENT, **os.environ}).returncode
+        if code:
+            raise RuntimeFailedError(f"[train] {name} ended with {code}; its last lines say why. What it finished is kept: run the same command again.")
