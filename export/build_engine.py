@@ -46,6 +46,7 @@ def build_engine(source: str | Path, output: str | Path, options: EngineOptions,
         options = replace(options, sms=rtx_sms(options, module))
     elif options.runtime == "tensorrt":
         options = replace(options, sms=_own_sm(options, dry_run))
+    check_options(options)      # once more, with the GPUs it will be for: before frames are run and weights are read
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=_folder(output), prefix=".ps3-build-")))
         bundle = stack.enter_context(_open(source, folder, options, dry_run, progress))

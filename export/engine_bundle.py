@@ -25,6 +25,7 @@ from .write_bundle import BundleWriter, SafetensorsLayout
 
 PROMPT = "the text on the sign"
 ALIGNMENT = 64
+LOOKS_POOLED = 4            # of the most patches, that one attention pool takes together
 SAFETENSORS = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32", np.dtype(np.uint8): "U8"}
 Progress = Callable[[str], None]
 
@@ -34,7 +35,7 @@ def write_engine_bundle(bundle: Bundle, graphs: dict[str, Graph], output: Path, 
     picture, on_a_frame = _picture(options)
     with Session(bundle.path, verify=False) as session:
         progress("run the float32 networks on the frame")
-        reference = sample(observe(session, picture, PROMPT), picture)
+        reference = sample(observe(session, picture, PROMPT, most=options.max_tokens), picture)
     quantisation = _quantisation(bundle, options, progress)
     report, quantisation = _measure(bundle, graphs, folder, options, reference, picture, quantisation, progress)
     progress(f"error of the {options.precision} networks:\n{report.table()}")
@@ -94,7 +95,7 @@ def _measure(bundle: Bundle, graphs: dict[str, Graph], folder: Path, options: En
         _write_twin(bundle, graphs, folder / "twin.plan", options, quantisation)
         with Session(folder / "twin.plan", verify=False) as session:
             progress(f"run the {options.precision} networks on the frame")
-            report = compare(reference, observe(session, picture, PROMPT, picks))
+            report = compare(reference, observe(session, picture, PROMPT, picks, options.max_tokens))
         wrong = report.wrong(options.precision)
         if bundle.manifest["model"]["weights"] == "random":     # probabilities of random weights are nearly equal, so picks say nothing
             wrong = [each for each in wrong if not each.startswith("select")]
@@ -174,10 +175,11 @@ def profiles_of(name: str, manifest: dict, options: EngineOptions) -> tuple[Prof
     if name == "encode_prompt":
         return ({"batch": (1, 1, TEXTS_A_RUN)},)
     if name == "pool":
-        return ({"batch": batch, "tokens": (1, tokens[1], max(most, low))},)
-    if name == "project":
-        area = manifest["language"]["downsample"] ** 2
-        return ({"batch": batch, "blocks": (1, max(1, tokens[1] // area), max(most, low) // area)},)
+        return ({"batch": batch, "tokens": (1, tokens[1], max(LOOKS_POOLED * most, low))},)
+    if name == "project":       # more are projected piece by piece
+        r = manifest["language"]["downsample"]
+        whole = (-(-g["scales_px"][0] // g["patch_px"] // r)) ** 2
+        return ({"batch": batch, "blocks": (1, max(1, tokens[1] // r ** 2), max(most // r ** 2, whole))},)
     return ({"batch": batch},)
 
 
@@ -206,7 +208,8 @@ def _manifest(source: dict, options: EngineOptions, report: Report, on_a_frame: 
     against = f"{torch}, by way of its float32 ONNX" if torch else "float32 ONNX"
     device = "" if options.runtime == "onnx" else "; not yet run on the device"
     measured_on = f"{kinds}: the ONNX that was built, in ONNX Runtime {ort} on {platform.machine()}{device}"
-    parity = {stage: entry for stage, entry in source["parity"].items() if stage == "gather"}
+    kept = {"gather", *(name for name in ("decode",) if name in source["networks"])}       # what is not built stays as it was measured
+    parity = {stage: entry for stage, entry in source["parity"].items() if stage in kept}
     for stage, error in report.errors.items():      # of the typed against the float32 network, plus that one's against PyTorch
         before = source["parity"].get(stage, {"max_relative_error": 0.0})["max_relative_error"]
         parity[stage] = {"max_relative_error": error + before, "against": against, "inputs": f"{on}, {picture.shape[1]}x{picture.shape[0]}; {measured_on}"}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ps3_sdk.errors import ExportError, InputError
+from ps3_sdk.runtimes.trt_vendor import RTX_SMS
 
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnx")
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
@@ -18,7 +19,6 @@ CALIBRATED = ("fp8", "int8")        # need to know how large activations get
 PLATFORMS = {("Linux", "x86_64"): "linux-x86_64", ("Linux", "aarch64"): "linux-aarch64"}
 OLDEST_SM = {"fp32": 50, "fp16": 53, "bf16": 80, "fp8": 89, "int8": 61, "int4": 80}
 WITHOUT_INT8 = {62}                 # Jetson TX2 lacks the instruction that its neighbours have
-RTX_SMS = (75, 80, 86, 89, 120, 121)        # of TensorRT-RTX 1.7, where the package cannot be asked
 GPUS = {75: "RTX 20", 80: "A100", 86: "RTX 30", 87: "Jetson Orin", 89: "RTX 40", 90: "H100", 100: "B200", 103: "B300", 110: "Jetson Thor", 120: "RTX 50", 121: "DGX Spark"}
 SECONDS_PER_GB, SECONDS_EACH = 70.0, 1.2        # of plan, two thirds of it for measuring the error; of network
 RAM_BASE_GB, RAM_PER_PLAN = 0.5, 3.3            # RAM while building: base + this times the largest plan

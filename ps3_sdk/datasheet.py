@@ -98,7 +98,15 @@ def _parity(manifest) -> str:
     if not parity:
         return "parity: not measured"
     rows = [("parity", "max rel. error", "against", "inputs")]
-    return "\n".join(_table(rows + [(stage, f"{p['max_relative_error']:.1e}", p["against"], p["inputs"]) for stage, p in parity.items()]) + ([f"note: {caution}"] if caution else []))
+    return "\n".join(_table(rows + [(stage, f"{p['max_relative_error']:.1e}", p["against"], p["inputs"]) for stage, p in parity.items()])
+                     + _overlap(manifest.get("verify")) + ([f"note: {caution}"] if caution else []))
+
+
+def _overlap(verify: dict | None) -> list[str]:
+    if not verify:
+        return []
+    cosine = "" if verify["embedding_cosine"] is None else f", cosine of the embeddings {verify['embedding_cosine']:.6f}"
+    return [f"picked patches that are the same: {100 * verify['picked_overlap']:.1f} %{cosine}; on {'a frame that was given' if verify['on_a_frame'] else 'a drawn picture'}"]
 
 
 def _members(bundle, manifest) -> str:

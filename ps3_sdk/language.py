@@ -66,6 +66,8 @@ class Language:
         self.embed = TokenEmbedding(tables["token_embedding"])
         self.stop_ids = frozenset(self.spec["stop_ids"])
         self.r = self.spec["downsample"]
+        engine = bundle.manifest["networks"]["project"].get("engine")       # whose sizes are fixed
+        self._most_blocks = max(profile["blocks"][2] for profile in engine["profiles"]) if engine else None
 
     @property
     def looks_by_prompt(self) -> bool:
@@ -129,7 +131,8 @@ class Language:
     def _project(self, blocks: np.ndarray, scale: int, ids: np.ndarray, grid: int) -> np.ndarray:
         if not len(blocks):
             return np.empty((0, self.spec["width"]), np.float32)
-        rows = self._networks["project"].run({"blocks": np.ascontiguousarray(blocks)[None]}, ["rows"])["rows"][0]
+        pieces = [blocks] if self._most_blocks is None else np.split(blocks, range(self._most_blocks, len(blocks), self._most_blocks))
+        rows = np.concatenate([self._networks["project"].run({"blocks": np.ascontiguousarray(piece)[None]}, ["rows"])["rows"][0] for piece in pieces])
         if "row_position" not in self._tables:
             return rows
         table = self._tables["row_position"]

@@ -8,7 +8,7 @@ import platform
 import numpy as np
 
 from . import _core
-from .errors import InputError, Ps3Error
+from .errors import InputError, Ps3Error, RuntimeMissingError
 from .frame import Frame
 from .session import DEFAULT_BUNDLE, Session
 
@@ -40,7 +40,8 @@ def bench(session: Session, frame=None, prompt: str = "", tokens: int | None = N
     rows["ask"] = [answer.timing.total_ms for answer in answers]
     figures = {stage: {f"p{p}": round(float(np.percentile(values, p)), 3) for p in (50, 95, 99)} for stage, values in rows.items()}
     picked = sum(len(ids) for ids in answers[0].picked.values())
-    lines = [machine(), f"{session.bundle.manifest['model']['name']}, frame {frame.width}x{frame.height}, {picked} high-res patches, {runs} runs after a warm-up",
+    lines = [machine(), f"{session.bundle.manifest['model']['name']}, frame {frame.width}x{frame.height}, {picked} high-res patches, {runs} runs after a warm-up, score and gather on "
+             f"{session.ops.where}",
              f"{'ms':<14}{'p50':>10}{'p95':>10}{'p99':>10}"]
     lines += [f"{stage:<14}" + "".join(f"{value:>10.2f}" for value in row.values()) for stage, row in figures.items()]
     return {"machine": machine(), "frame": [frame.height, frame.width], "patches": picked, "runs": runs, "ms": figures, "table": "\n".join(lines)}
@@ -50,6 +51,7 @@ def doctor() -> tuple[list[str], bool]:
     """Returns lines to print and whether `ps3 ask` works here."""
     core = _core.build_info()
     lines = [f"machine     {machine()}", "core        " + ", ".join(f"{key} {value}" for key, value in core.items())]
+    lines.append(f"GPU         {_gpu()}")
     for package in ("ps3_sdk", "numpy", "pillow", "onnxruntime", "tokenizers", "ftfy"):
         lines.append(f"{package:<12}{_version(package) or 'MISSING: pip install ' + package}")
     for extra, packages in EXTRAS.items():
@@ -63,6 +65,24 @@ def doctor() -> tuple[list[str], bool]:
         return lines + ["all is well"], True
     except Ps3Error as error:
         return lines + [f"bundle      FAILED: {error}"], False
+
+
+def _gpu() -> str:
+    """What engines would run on, and whether the core's kernels run there; else why not."""
+    from .runtimes.cuda_driver import Driver
+    try:
+        driver = Driver()
+    except RuntimeMissingError as error:
+        return f"none: {error}"
+    try:
+        found = f"{driver.name}, sm_{driver.sm}, driver for CUDA {'.'.join(map(str, driver.cuda_version))}"
+    finally:
+        driver.close()
+    try:
+        _core.Cuda()
+    except Ps3Error as error:
+        return f"{found}; score and gather run on the processor: {error}"
+    return f"{found}; score and gather run there, too"
 
 
 def _version(package: str) -> str | None:

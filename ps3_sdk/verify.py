@@ -61,10 +61,11 @@ class Report:
         return "\n".join(rows)
 
 
-def observe(session: Session, picture: np.ndarray, prompt: str, picks: dict[int, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+def observe(session: Session, picture: np.ndarray, prompt: str, picks: dict[int, np.ndarray] | None = None, most: int | None = None) -> dict[str, np.ndarray]:
     """Every stage's outputs on a frame, by "stage.output": float32, besides "picked_<px>" and, of three views of the frame, "picked_<px>_<view>", int32.
 
-    picture: (h, w, 3) uint8 RGB | prompt: used where the bundle has a text tower, else saliency | picks: patches for encode_high, default the picked ones.
+    picture: (h, w, 3) uint8 RGB | prompt: used where the bundle has a text tower, else saliency | picks: patches for encode_high, default the picked ones |
+    most: patches that encode_high takes, default any number.
     """
     frame, found = Frame.of(picture), {}
     tokens, kv, features = session.encode_low(frame)
@@ -82,8 +83,10 @@ def observe(session: Session, picture: np.ndarray, prompt: str, picks: dict[int,
         look = session.look(view)
         found |= _picks(session, session.score(look, query), f"_{number}")
     chosen = picks or {px: found[f"picked_{px}"] for px in g["scales_px"][1:]}
-    step = -(-sum(map(len, chosen.values())) // HIGH_PATCHES)
-    chosen = {px: np.ascontiguousarray(ids[::max(step, 1)]) for px, ids in chosen.items()}
+    step = max(1, -(-sum(map(len, chosen.values())) // HIGH_PATCHES))
+    while most is not None and sum(-(-len(ids) // step) for ids in chosen.values()) > most:
+        step += 1
+    chosen = {px: np.ascontiguousarray(ids[::step]) for px, ids in chosen.items()}
     found["encode_high.tokens"] = high = session.encode_high(*session.gather(frame, chosen), kv)
     if "pool" in session._networks:
         found["decode.pooled"] = session.pool(high)
@@ -166,6 +169,12 @@ def compare(kept: dict[str, np.ndarray], observed: dict[str, np.ndarray]) -> Rep
     return Report({stage: errors[stage] for stage in STAGES if stage in errors}, same / total if total else 1.0, cosine)
 
 
+def _most_patches(manifest: dict) -> int | None:
+    """What encode_high takes in one run, None for any number: engines are built for so many."""
+    engine = manifest["networks"]["encode"].get("engine")
+    return max(profile["tokens"][2] for profile in engine["profiles"] if profile["past"][2]) if engine else None
+
+
 def precision_of(manifest: dict) -> str:
     """The coarsest precision among the vision networks, whose limits hold for the whole."""
     used = {entry["precision"] for name, entry in manifest["networks"].items() if name != "decode"}
@@ -186,7 +195,7 @@ def verify(path: str | Path | None = None, *, threads: int = 0, stream: int | No
         kept = session.bundle.tensors(manifest["verify"]["file"])
         try:
             picks, picture = {px: kept[f"picked_{px}"] for px in session.geometry["scales_px"][1:]}, frame_of(kept)
-            report = compare(kept, observe(session, picture, manifest["verify"]["prompt"], picks))
+            report = compare(kept, observe(session, picture, manifest["verify"]["prompt"], picks, _most_patches(manifest)))
         except (KeyError, IndexError, InputError, OSError, Image.DecompressionBombError) as error:
             raise BundleError(f"[verify] the reference values of {session.bundle.path} do not fit its model ({type(error).__name__}: {error}). Build the bundle again.") from error
         precision = precision_of(manifest)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 
@@ -141,3 +141,13 @@ class DeviceTensor:
 def host_dtype(dtype: str) -> np.dtype:
     """numpy's type of the same bytes."""
     return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+
+def is_packed(device: Mapping) -> bool:
+    """Whether a __cuda_array_interface__ is of an array in C order without gaps."""
+    packed = np.dtype(device["typestr"]).itemsize
+    for size, stride in zip(reversed(device["shape"]), reversed(device.get("strides") or ())):
+        if size > 1 and stride != packed:
+            return False
+        packed *= size
+    return True

@@ -16,8 +16,8 @@ import numpy as np
 from ps3_sdk.errors import BundleError, ClosedError, InputError, RuntimeFailedError, RuntimeMissingError
 
 from .cuda_driver import OUT_OF_MEMORY, CudaError, Driver
-from .device_memory import DeviceTensor, Pool, host_dtype, num_bytes, padded
-from .trt_vendor import log_of, release, vendor
+from .device_memory import DeviceTensor, Pool, host_dtype, is_packed, num_bytes, padded
+from .trt_vendor import log_of, rebuild_command, release, vendor
 
 GRAPHS_KEPT = 8         # of sizes and addresses; a camera loop needs two or three
 TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
@@ -31,7 +31,7 @@ def load(runtime: str, where: str, bundle, name: str, stream: int | None = None,
     """
     entry = bundle.manifest["networks"][name]
     engine = entry["engine"]
-    rebuild = f"Rebuild here: ps3 build CHECKPOINT_OR_ONNX_PLAN -o engine.plan --runtime {runtime} --precision {entry['precision']}"
+    rebuild = f"Rebuild here: {rebuild_command(runtime, entry)}"
     here = f"{platform.system().lower()}-{platform.machine()}"
     if engine["platform"] != here:
         raise BundleError(f"[{where}] {name} of {bundle.path} was built for {engine['platform']}; this is {here}. {rebuild}")
@@ -56,18 +56,8 @@ def _check_gpu(runtime: str, where: str, driver, bundle, name: str, rebuild: str
                                   f"{'.'.join(map(str, OLDEST_CUDA[runtime]))}. Update the driver.")
     if driver.sm not in engine["sms"]:
         built = ", ".join(f"sm_{sm}" for sm in engine["sms"])
-        raise BundleError(f"[{where}] {name} of {bundle.path} was built for {built}; this GPU, {driver.name}, is sm_{driver.sm}. {rebuild}"
-                          + (f" --sm {' '.join(map(str, sorted({*engine['sms'], driver.sm})))}" if runtime == "tensorrt-rtx" else ""))
-
-
-def _is_packed(device: Mapping) -> bool:
-    """Whether a __cuda_array_interface__ is of an array in C order without gaps."""
-    packed = np.dtype(device["typestr"]).itemsize
-    for size, stride in zip(reversed(device["shape"]), reversed(device.get("strides") or ())):
-        if size > 1 and stride != packed:
-            return False
-        packed *= size
-    return True
+        raise BundleError(f"[{where}] {name} of {bundle.path} was built for {built}; this GPU, {driver.name}, is sm_{driver.sm}. "
+                          f"Rebuild: {rebuild_command(runtime, bundle.manifest['networks'][name], driver.sm)}")
 
 
 class EngineNetwork:
@@ -75,7 +65,7 @@ class EngineNetwork:
 
     def __init__(self, where: str, module, driver, bundle, name: str, stream: int | None, rebuild: str, stays: Sequence[str] = ()):
         entry = bundle.manifest["networks"][name]
-        self.where, self.name, self.rebuild, self._module, self._driver = where, name, rebuild, module, driver
+        self.where, self.name, self.rebuild, self._module, self._driver, self._entry = where, name, rebuild, module, driver, entry
         self._ports = {port["name"]: port for port in (*entry["inputs"], *entry["outputs"])}
         self._inputs, self._outputs = ([port["name"] for port in entry[side]] for side in ("inputs", "outputs"))
         self._profiles, self._stays = entry["engine"]["profiles"], list(dict.fromkeys([*entry["engine"]["on_device"], *(each for each in stays if each in self._outputs)]))
@@ -291,7 +281,7 @@ class EngineNetwork:
         device = getattr(value, "__cuda_array_interface__", None)
         if device is None:
             return None
-        if not _is_packed(device) or np.dtype(device["typestr"]) != host_dtype(dtype):
+        if not is_packed(device) or np.dtype(device["typestr"]) != host_dtype(dtype):
             raise InputError(f"[{self.where}] {self.name}: {name} is {device['typestr']} on the GPU, packed {dtype} is needed. Convert it there.")
         return device["data"][0]
 
@@ -311,10 +301,9 @@ class EngineNetwork:
             if all(profile[size][0] <= got <= profile[size][2] for size, got in sizes.items()):
                 return index
         fits = lambda profile: "; ".join(f"{size} {least}..{most}" if least != most else f"{size} {most}" for size, (least, _, most) in profile.items())
-        options = [f"--max-{option} {sizes[size]}" for size, option in (("tokens", "tokens"), ("batch", "batch"))
-                   if size in sizes and all(sizes[size] > profile[size][2] for profile in self._profiles)]
+        beyond = {f"max_{size}": sizes[size] for size in ("tokens", "batch") if size in sizes and all(sizes[size] > profile[size][2] for profile in self._profiles)}
         raise InputError(f"[{self.where}] {self.name} was built for {' or '.join(map(fits, self._profiles))}; this run has {', '.join(f'{k} {v}' for k, v in sizes.items())}. Ask for "
-                         f"less, or: {' '.join([self.rebuild, *options])}")
+                         f"less, or rebuild: {rebuild_command(self._entry['runtime'], self._entry, **beyond)}")
 
     # -- tensors on the device --------------------------------------------------------------------------------------
 
@@ -322,8 +311,8 @@ class EngineNetwork:
         """Tensors of this network, one after the other along the first dimension, in a block of its own."""
         total = sum(part.nbytes for part in parts)
         if total > self._most_bytes:
-            raise InputError(f"[{self.where}] {sum(map(len, parts))} together; {self.name} was built for fewer in one run. Ask with a smaller batch, or: {self.rebuild} --max-batch "
-                             f"{sum(map(len, parts))}")
+            raise InputError(f"[{self.where}] {sum(map(len, parts))} together; {self.name} was built for fewer in one run. Ask with a smaller batch, or rebuild: "
+                             f"{rebuild_command(self._entry['runtime'], self._entry, max_batch=sum(map(len, parts)))}")
         with self._lock:
             self._check_open()
             try:

@@ -283,6 +283,16 @@ def test_real_engines_in_every_precision(seeded, tmp_path, frames, precision, sm
 
 
 @needs_rtx
+def test_real_engines_of_the_embedded_bundle(tmp_path):
+    lines = build_engine("default", tmp_path / "d.plan", options(sms=(86, 89, 120), check_frame=ROOT / "examples/frames/panel_4k.jpg"))
+    assert "sm_86" in lines[0] and "sm_120" in lines[0]
+    with Bundle.open(tmp_path / "d.plan") as made:
+        networks, parity = made.manifest["networks"], made.manifest["parity"]
+        assert {name for name, entry in networks.items() if entry["runtime"] == "tensorrt-rtx"} == set(networks) - {"decode"}, "the language model stays with ONNX Runtime"
+        assert max(entry["max_relative_error"] for entry in parity.values()) <= 5e-3 and made.manifest["verify"]["picked_overlap"] >= 0.99
+
+
+@needs_rtx
 def test_real_engines_in_int4(tmp_path):
     tiny_models = pytest.importorskip("tiny_models", reason="needs ps3_sdk[export]")
     source = tiny_models.write(tmp_path / "model", tiny_models.config(width=64, text=False))

@@ -158,6 +158,14 @@ def test_kernels_compile_without_a_warning(arch, tmp_path):
     assert all(int(line.split(" bytes stack frame")[0].split()[-1]) <= 16 for line in done.stderr.splitlines() if "stack frame" in line)
 
 
+@pytest.mark.skipif(not NVCC, reason="nvcc is not installed")
+@pytest.mark.parametrize("source", sorted(path.name for path in (ROOT / "csrc" / "ops").glob("*.cu") if path.name != "gather_cuda.cu"))
+def test_every_source_of_the_gpu_compiles(source, tmp_path):
+    done = subprocess.run([NVCC, "-std=c++17", "-arch=sm_87", "--fmad=false", "-diag-suppress=2810", "--Werror", "all-warnings", '-DPS3_CUDA_ARCHS="sm_87"', f"-I{ROOT / 'csrc' / 'include'}",
+                           f"-I{ROOT / 'csrc' / 'ops'}", "-c", str(ROOT / "csrc" / "ops" / source), "-o", str(tmp_path / "object.o")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not BUILD["cuda"] or not shutil.which("ldd"), reason="this build has no CUDA kernels, or ldd is missing")
 def test_the_module_needs_no_cuda_library():
     said = subprocess.run(["ldd", _core.__file__], capture_output=True, text=True, check=True).stdout

@@ -13,6 +13,7 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
 
 import ps3_sdk
+from conftest import ROOT
 from ps3_sdk.bundle import Bundle, describe
 from ps3_sdk.errors import BundleError, ClosedError, ExportError, InputError, RuntimeFailedError, RuntimeMissingError
 from ps3_sdk.export.build_engine import build_engine
@@ -20,6 +21,7 @@ from ps3_sdk.export.engine_options import EngineOptions, check_options
 from ps3_sdk.verify import verify
 
 TOKENS = 64
+PANEL = ROOT / "examples" / "frames" / "panel_4k.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +184,7 @@ def opened(plans):
 
 def test_another_gpu(plans, gpu):
     gpu.sm = 110
-    with pytest.raises(BundleError, match=r"built for sm_87; this GPU, Stand-in, is sm_110. Rebuild here: ps3 build"):
+    with pytest.raises(BundleError, match=r"built for sm_87; this GPU, Stand-in, is sm_110. Rebuild: ps3 build"):
         opened(plans)
     assert not gpu.memory and not gpu.contexts
 
@@ -248,6 +250,70 @@ def test_wrong_shapes_and_types_are_named(session, photo):
         session.encode_high(rows(session, 4, 4)[0][:, 1:], rows(session, 4, 4)[1], kv)
     with pytest.raises(InputError, match="tokens is 5; another input has 4"):
         session.encode_high(*rows(session, 4, 5), kv)
+
+
+def command_in(text):
+    """The options of the `ps3 build` that a message names, as the command would take them. Raises ExportError where it would be refused."""
+    from ps3_sdk.cli import _parser
+    from ps3_sdk.export.engine_options import from_arguments
+    words = text[text.index("ps3 build "):].split()
+    given = _parser().parse_args(["build", *words[2:]])
+    options = from_arguments(given)
+    check_options(options)
+    return options
+
+
+@pytest.mark.parametrize("runtime, sm, precision", [("tensorrt", 87, "fp16"), ("tensorrt-rtx", 120, "fp16"), ("tensorrt-rtx", 87, "fp16"), ("tensorrt-rtx", 90, "int8")])
+def test_the_rebuild_that_a_refusal_names_is_one_that_is_taken(tmp_path, runtime, sm, precision):
+    from ps3_sdk.runtimes.trt_vendor import rebuild_command
+    (tmp_path / "a.jpg").write_bytes(b"")
+    entry = {"precision": precision, "engine": {"sms": [86, 89], "profiles": [{"batch": [1, 1, 2], "tokens": [729] * 3, "past": [0] * 3}, {"batch": [1, 1, 2], "tokens": [1, 1, 800], "past": [729] * 3}]}}
+    options = command_in(rebuild_command(runtime, entry, sm).replace("FOLDER", str(tmp_path)))
+    assert (options.precision, options.max_tokens, options.max_batch) == (precision, 800, 2)
+    assert options.runtime == ("tensorrt-rtx" if sm == 120 else "tensorrt") and options.sms == ((86, 89, 120) if sm == 120 else ())
+    assert command_in(rebuild_command(runtime, entry, sm, max_batch=5).replace("FOLDER", str(tmp_path))).max_batch == 5
+
+
+def test_a_precision_that_this_gpu_lacks_is_refused_before_any_work(seeded, gpu, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no picture")         # which calibrating would notice
+    with pytest.raises(ExportError, match=r"fp8 for sm_87 .Jetson Orin.; that GPU has no fp8"):
+        build_engine(seeded, tmp_path / "o.plan", EngineOptions("tensorrt", precision="fp8", calibrate=tmp_path))
+
+
+# -- the embedded bundle, whose engines see and whose language model stays with ONNX Runtime ----------------------------
+
+@pytest.fixture(scope="module")
+def default_plan(standin, tmp_path_factory):
+    path = tmp_path_factory.mktemp("default") / "default.plan"
+    build_engine("default", path, EngineOptions("tensorrt", max_tokens=724, check_frame=PANEL))
+    return path
+
+
+def test_engines_of_the_embedded_bundle_answer_in_words(default_plan, gpu):
+    with Bundle.open(default_plan) as bundle:
+        parity = bundle.manifest["parity"]
+        assert {"encode_low", "encode_high", "score", "project", "prompt_head", "decode"} <= set(parity), "what was not built keeps its measurement"
+        assert max(entry["max_relative_error"] for entry in parity.values()) <= 5e-3 and bundle.manifest["verify"]["picked_overlap"] >= 0.99
+    with ps3_sdk.Session(default_plan, verify=False) as engines, ps3_sdk.Session() as networks:
+        ours, theirs = engines.ask(PANEL, "what is the word on the purple bar chart?"), networks.ask(PANEL, "what is the word on the purple bar chart?")
+        same = sum(np.isin(ids, theirs.picked[px]).sum() for px, ids in ours.picked.items())
+        assert same >= 0.99 * sum(map(len, theirs.picked.values()))
+        assert ours.text == theirs.text and ours.confidence == pytest.approx(theirs.confidence, abs=0.1)
+
+
+def test_more_blocks_than_the_engine_takes_are_projected_piece_by_piece(default_plan, gpu):
+    with ps3_sdk.Session(default_plan, verify=False) as engines, ps3_sdk.Session() as networks:
+        assert engines.language._most_blocks == 196, "as many as a low-res look has"
+        blocks = np.random.default_rng(0).standard_normal((500, 4 * engines.geometry["width"]), np.float32)
+        made, wanted = (each.language._project(blocks, 3, np.arange(500), 135) for each in (engines, networks))
+        assert made.shape == wanted.shape
+        np.testing.assert_allclose(made, wanted, atol=5e-3 * np.abs(wanted).max())
+
+
+def test_an_engine_of_few_tokens_is_verified_all_the_same(seeded, gpu, tmp_path):
+    build_engine(seeded, tmp_path / "few.plan", EngineOptions("tensorrt", max_tokens=64))
+    report = verify(tmp_path / "few.plan")
+    assert report.errors["encode_high"] < 5e-3
 
 
 def test_memory_that_runs_out_when_opening(plans, gpu):
