@@ -35,14 +35,25 @@ start = time.perf_counter()
 session = ps3_sdk.Session(plan, threads=threads, verify=False, **({} if device == "cpu" else {"device": device}))
 opened = time.perf_counter() - start
 prompt = np.random.default_rng(1).standard_normal(session.geometry["width"], np.float32)
+inside = [0.0]
+def clocked(run):
+    def clock(*arguments):
+        start = time.perf_counter()
+        try:
+            return run(*arguments)
+        finally:
+            inside[0] += time.perf_counter() - start
+    return clock
+for network in session._networks.values():
+    network.run = clocked(network.run)
 def first():
     global look
-    look = None
+    look, inside[0] = None, 0.0
     start = time.perf_counter()
     look = session.look(frame)
     look_s = time.perf_counter() - start
     encoding = look.encode(prompt_embedding=prompt)
-    return {"look_s": look_s, "tokens": encoding.tokens.shape[0], "stages_ms": encoding.timing.stages_ms}
+    return {"look_s": look_s, "tokens": encoding.tokens.shape[0], "stages_ms": encoding.timing.stages_ms, "networks_s": inside[0]}
 seconds, found = timed(first, asks)
 found |= {"s": seconds, "open_s": opened, "ops": session.ops.where, "peak_gb": peak_gb()}
 again = {tokens or "all": timed(lambda: look.encode(prompt_embedding=-prompt, tokens=tokens), asks)[0] for tokens in json.loads(sys.argv[3])}      # None: the default budget
@@ -159,6 +170,9 @@ def main() -> None:
             result[f"percent_saved_{name}_{tokens}"] = [round(saved[0], 1), round(saved[-1], 1)]
             print(f"{name}, second question, {'default budget' if tokens == 'all' else f'{tokens} tokens'}: {seconds_again[0]:.2f} - {seconds_again[-1]:.2f} s, "
                   f"{saved[0]:.0f} - {saved[-1]:.0f} % less than the first")
+        rest = [100 * (1 - run["networks_s"] / run["s"]) for run in runs[name]]
+        result[f"percent_beside_networks_{name}"] = round(statistics.median(rest), 2)
+        print(f"{name}, everything but the networks: {statistics.median(rest):.1f} % of a question")
         print(f"{name}, median ms per stage: " + ", ".join(f"{stage} {ms:.1f}" for stage, ms in stages.items()))
         print(f"{name}: {seconds[name]:.3f} s, ps3-torch {seconds['peer']:.3f} s: {ratio:.2f} times faster with "
               f"{100 * gigabytes[name] / gigabytes['peer']:.0f} % of the memory")

@@ -67,7 +67,7 @@ def open_session(bundle, name: str, threads: int, providers: list):
     try:
         return onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:      # ONNX Runtime raises a dozen unrelated classes
-        raise RuntimeFailedError(f"[ort] {name} of {bundle.path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {_first_line(error)}. "
+        raise RuntimeFailedError(f"[ort] {name} of {bundle.path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {first_line(error)}. "
                                  "Export the bundle again with this version of ps3_sdk.") from error
 
 
@@ -98,7 +98,7 @@ def _still_there(bundle) -> bool:
         return False
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
@@ -158,4 +158,4 @@ class BoundOrtNetwork:
 
 
 def failed(name: str, inputs: Mapping[str, np.ndarray], error: Exception, where: str = "ort") -> RuntimeFailedError:
-    return RuntimeFailedError(f"[{where}] {name} failed: {_first_line(error)}. It was given {', '.join(f'{key} {array.shape}' for key, array in list(inputs.items())[:4])}.")
+    return RuntimeFailedError(f"[{where}] {name} failed: {first_line(error)}. It was given {', '.join(f'{key} {array.shape}' for key, array in list(inputs.items())[:4])}.")

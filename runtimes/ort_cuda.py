@@ -6,15 +6,19 @@ which keeps what it has once taken.
 """
 from __future__ import annotations
 
+import re
 from typing import Mapping, Sequence
 
 import numpy as np
 
-from ps3_sdk.errors import RuntimeMissingError
+from ps3_sdk.errors import RuntimeFailedError, RuntimeMissingError
 
 from . import ort
+from .cuda_driver import LOST
 
 PROVIDER, DEVICE = "CUDAExecutionProvider", "cuda"
+FULL = re.compile(r"Failed to allocate memory|out of memory|CUDA failure 2\b|BFCArena")
+CODE = re.compile(r"CUDA failure (\d+)")
 
 
 def load(bundle, name: str, threads: int = 0, keep: bool = True, stream: int | None = None, stays: Sequence[str] = ()) -> "OrtCudaNetwork":
@@ -35,6 +39,17 @@ def load(bundle, name: str, threads: int = 0, keep: bool = True, stream: int | N
         raise RuntimeMissingError(f"[ort_cuda] onnxruntime {onnxruntime.__version__} cannot start {PROVIDER} here; a GPU, its driver and the CUDA and cuDNN libraries of that "
                                   "version are needed. Check nvidia-smi, pip install 'onnxruntime-gpu[cuda,cudnn]', or leave device out to run on the CPU.")
     return OrtCudaNetwork(session, name, onnxruntime.RunOptions(), [port["name"] for port in entry["inputs"]], stays)
+
+
+def _failed(name: str, inputs: Mapping[str, np.ndarray], error: Exception) -> RuntimeFailedError:
+    """What ONNX Runtime says, and what to do: its words are all there is to tell a full memory and a lost GPU from other failures."""
+    text = str(error)
+    if FULL.search(text):
+        return RuntimeFailedError(f"[ort_cuda] {name}: the GPU's memory is full ({ort.first_line(error)}). The session can be used further: let go of looks, close other programs, or ask with "
+                                  "fewer tokens or a smaller batch.")
+    if (lost := CODE.search(text)) and int(lost[1]) in LOST:
+        return RuntimeFailedError(f"[ort_cuda] {name}: the GPU was lost (CUDA error {lost[1]}: {ort.first_line(error)}). Open a new session, in a new process.")
+    return ort.failed(name, inputs, error, "ort_cuda")
 
 
 class OrtCudaNetwork:
@@ -59,7 +74,7 @@ class OrtCudaNetwork:
             self._session.run_with_iobinding(binding, self._run_options)
             return {key: OnDevice(value) if key in stays else value.numpy() for key, value in zip(outputs, binding.get_outputs())}
         except Exception as error:
-            raise ort.failed(self._name, inputs, error, "ort_cuda") from error
+            raise _failed(self._name, inputs, error) from error
 
     def bound(self, arrays: Mapping[str, np.ndarray]) -> "BoundOrtCudaNetwork":
         return BoundOrtCudaNetwork(self._session, self._name, self._run_options, arrays)
@@ -149,7 +164,7 @@ class BoundOrtCudaNetwork:
             found = self._binding.get_outputs()
             return {key: found[self._outputs.index(key)].numpy() for key in outputs}
         except Exception as error:
-            raise ort.failed(self._name, inputs, error, "ort_cuda") from error
+            raise _failed(self._name, inputs, error) from error
 
     def to_host(self) -> None:
         """Copy what lies on the GPU into the arrays."""

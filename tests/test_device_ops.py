@@ -187,6 +187,21 @@ def test_memory_of_other_sizes_is_let_go_of_when_it_is_needed(session, kernels, 
     assert session.encode(photo, "a boat", tokens=16).picked
 
 
+def test_memory_that_is_full_and_kernels_that_fail_leave_the_session_usable(session, kernels, gpu, photo):
+    look = session.look(photo)
+    look.encode("a boat", tokens=16)
+    gc.collect()
+    gpu.memory_bytes = 1
+    with pytest.raises(RuntimeFailedError, match="no device memory.*smaller budget"):
+        look.encode("a boat", tokens=1500)
+    gpu.memory_bytes = 8 << 30
+    gpu.fail["kernels"] = "[gather] the GPU stopped"
+    with pytest.raises(RuntimeFailedError, match="GPU stopped"):
+        look.encode("a boat", tokens=16)
+    gpu.fail.clear()
+    assert look.encode("a boat", tokens=16).picked
+
+
 def test_arrays_on_the_gpu_are_cut_in_place(session):
     rows = session.ops.positions([{756: np.arange(8, dtype=np.int32)}])[0]
     whole = np.asarray(rows)

@@ -4,7 +4,7 @@ import onnxruntime
 import pytest
 
 import ps3_sdk
-from ps3_sdk.errors import InputError, RuntimeMissingError
+from ps3_sdk.errors import InputError, RuntimeFailedError, RuntimeMissingError
 from ps3_sdk.runtimes import ort_cuda
 
 HAS_GPU = ort_cuda.PROVIDER in onnxruntime.get_available_providers()
@@ -52,6 +52,24 @@ def test_rows_of_a_tensor_on_the_device(device):
         tensor[::2]
     with pytest.raises(IndexError, match="row 4"):
         tensor[4]
+
+
+@pytest.mark.parametrize("said, words", [
+    ("bfc_arena.cc:376 AllocateRawInternal Failed to allocate memory for requested buffer of size 1048576", "memory is full .*can be used further.*fewer tokens"),
+    ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", "GPU was lost .CUDA error 700.*in a new process"),
+    ("CUDA failure 2: out of memory ; GPU=0", "memory is full"), ("Got invalid dimensions for input: patches", "failed: Got invalid dimensions.*It was given patches")])
+def test_failures_say_what_to_do(device, seeded, photo, monkeypatch, said, words):
+    with ps3_sdk.Session(seeded, device="cuda") as gpu:
+        look = gpu.look(photo)
+
+        class Fails:
+            def io_binding(self):
+                raise RuntimeError(said)
+        with monkeypatch.context() as failing:
+            failing.setattr(gpu._networks["encode"], "_session", Fails())
+            with pytest.raises(RuntimeFailedError, match=words):
+                look.encode("a boat", tokens=8)
+        assert len(look.encode("a boat", tokens=8).tokens) > 729
 
 
 @pytest.mark.skipif(HAS_GPU, reason="this ONNX Runtime has the CUDA provider")

@@ -8,7 +8,7 @@ import gpu
 import numpy as np
 
 from ps3_sdk import _core
-from ps3_sdk.errors import InputError
+from ps3_sdk.errors import InputError, RuntimeFailedError
 
 
 class Array:
@@ -19,7 +19,10 @@ class Array:
 
 class Memory:
     def __init__(self, num_bytes):
-        self.address = gpu.Driver.allocate(Driverless, num_bytes)
+        try:
+            self.address = gpu.Driver.allocate(Driverless, num_bytes)
+        except gpu.CudaError as error:
+            raise RuntimeFailedError("[cuda] no device memory (cudaErrorMemoryAllocation). Free some, or use a smaller budget.") from error
         weakref.finalize(self, gpu.GPU.memory.pop, self.address, None)
 
 
@@ -65,6 +68,9 @@ class Cuda:
         self.ordered.append(stream)
 
     def synchronize(self):
+        if "kernels" in gpu.GPU.fail:
+            self._queue = []
+            raise RuntimeFailedError(gpu.GPU.fail["kernels"])
         work, self._queue = self._queue, []
         for each in work:
             each()
