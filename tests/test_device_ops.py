@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
 
 import ps3_sdk
+from conftest import ROOT
 from ps3_sdk import Frame, _core
 from ps3_sdk.errors import ClosedError, InputError, RuntimeFailedError, RuntimeMissingError
 from ps3_sdk.export.build_engine import build_engine
@@ -268,3 +269,33 @@ def test_on_a_gpu_all_is_equal_to_the_processor(photo):
         np.testing.assert_allclose(np.asarray(device.positions(picks)), host.positions(picks), atol=1e-6)
         low, view, prompt = (rng.standard_normal(shape, np.float32) for shape in ((729, geometry["width"]), (2916, geometry["view_width"]), (geometry["width"],)))
         np.testing.assert_array_equal(device.score(low, view, prompt), host.score(low, view, prompt))
+
+
+# -- the acceptance on a GPU (benchmarks/gpu_ask.py), tried with two sessions of the processor ---------------------------
+
+@pytest.fixture
+def gpu_ask(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu_ask
+    return gpu_ask
+
+
+def test_the_acceptance_tells_equal_from_other_encodings(gpu_ask, seeded, session_of_networks, photo):
+    with ps3_sdk.Session(seeded) as ours:
+        same = gpu_ask.compare(ours, session_of_networks, photo, photo)
+        assert same["overlap"] == 1 and same["error"] < 1e-6
+        other = gpu_ask.compare(ours, session_of_networks, photo, photo[::-1].copy())
+        assert other["error"] > gpu_ask.ERROR
+        told = gpu_ask.clock(ours, photo, 2)
+        assert 0 < told["rest_ms"] < told["ms"] and set(told["stages_ms"]) >= {"encode_low", "gather", "encode_high"}
+
+
+def test_the_acceptance_says_what_is_not_to_be_had(gpu_ask, seeded, capsys):
+    if why_no_gpu():
+        assert gpu_ask.run(seeded, [], 1) == {} and "not run: [ort_cuda]" in capsys.readouterr().out
+
+
+@pytest.fixture
+def session_of_networks(seeded):
+    with ps3_sdk.Session(seeded) as opened:
+        yield opened
