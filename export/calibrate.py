@@ -16,8 +16,6 @@ from .graph import Graph, Port
 from .quantise import Range, layers
 from .standard_onnx import read_network
 
-MAX_FRAMES = 32         # a minute of SO400M each on two cores
-
 
 def measure_ranges(bundle: Bundle, frames: list[Path], progress: Callable[[str], None] = lambda line: None) -> dict[str, Range]:
     """{weight of a linear layer of a block: Range of its input} over encode_low and encode_high of the frames, by saliency.
@@ -27,9 +25,9 @@ def measure_ranges(bundle: Bundle, frames: list[Path], progress: Callable[[str],
     watched = _Watched(bundle)
     with Session(bundle.path, verify=False) as session:
         recorder = session._networks["encode"] = Recorder(ort.load(watched, "encode"), watched.ports)
-        for number, path in enumerate(frames[:MAX_FRAMES]):
+        for number, path in enumerate(frames, 1):
             session.encode(read_picture(path))
-            progress(f"calibrate {number + 1} of {min(len(frames), MAX_FRAMES)}: {path.name}")
+            progress(f"calibrate {number} of {len(frames)}: {path.name}")
         return recorder.ranges()
 
 

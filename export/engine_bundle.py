@@ -16,7 +16,7 @@ from ps3_sdk.verify import REFERENCE, Report, compare, observe, sample
 
 from .build_apart import build_apart
 from .check_picture import read_picture, sample_picture
-from .engine_options import CALIBRATED, EngineOptions, calibration_files, named
+from .engine_options import CALIBRATED, EngineOptions, calibration_frames, named
 from .graph import Graph
 from .precision import typed
 from .quantise import Quantisation, layers, quantised
@@ -68,14 +68,14 @@ def _picture(options: EngineOptions) -> tuple[np.ndarray, bool]:
     if options.check_frame is not None:
         return read_picture(options.check_frame), True
     if options.calibrate is not None:
-        return read_picture(calibration_files(options.calibrate)[0]), True
+        return read_picture(calibration_frames(options.calibrate)[1]), True
     return sample_picture(), False
 
 
 def _quantisation(bundle: Bundle, options: EngineOptions, progress: Progress) -> Quantisation | None:
     if options.precision in CALIBRATED:
         from .calibrate import measure_ranges
-        return Quantisation(options.precision, measure_ranges(bundle, calibration_files(options.calibrate), progress))
+        return Quantisation(options.precision, measure_ranges(bundle, calibration_frames(options.calibrate)[0], progress))
     return Quantisation("int4", {}) if options.precision == "int4" else None
 
 

@@ -21,6 +21,7 @@ OLDEST_SM = {"fp32": 50, "fp16": 53, "bf16": 80, "fp8": 89, "int8": 61, "int4": 
 WITHOUT_INT8 = {62}                 # Jetson TX2 lacks the instruction that its neighbours have
 GPUS = {75: "RTX 20", 80: "A100", 86: "RTX 30", 87: "Jetson Orin", 89: "RTX 40", 90: "H100", 100: "B200", 103: "B300", 110: "Jetson Thor", 120: "RTX 50", 121: "DGX Spark"}
 SECONDS_PER_GB, SECONDS_EACH = 70.0, 1.2        # of plan, two thirds of it for measuring the error; of network
+MAX_FRAMES, SECONDS_PER_FRAME = 32, 150.0       # to calibrate with; of a billion weights of encode, on two cores
 RAM_BASE_GB, RAM_PER_PLAN = 0.5, 3.3            # RAM while building: base + this times the largest plan
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.1, "int8": 1.1, "int4": 0.7}
 
@@ -122,17 +123,24 @@ def calibration_files(folder: Path) -> list[Path]:
     return found
 
 
+def calibration_frames(folder: Path) -> tuple[list[Path], Path]:
+    """Pictures to calibrate with, MAX_FRAMES of a larger folder, evenly; and one to measure the error on, which is none of these where there are several."""
+    *frames, measured = calibration_files(folder)
+    step = -(-len(frames) // MAX_FRAMES)
+    return frames[::step] if frames else [measured], measured
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="an engine.plan with ONNX networks, a checkpoint folder or hub id, or the word default for the embedded bundle")
     parser.add_argument("-o", "--output", required=True, metavar="PLAN")
     parser.add_argument("--runtime", choices=RUNTIMES, required=True)
     parser.add_argument("--sm", type=int, nargs="+", default=[], metavar="N", help="GPUs to build for, as 86 89 120 (tensorrt-rtx: several at once; tensorrt: this machine's)")
     parser.add_argument("--precision", choices=PRECISIONS, default=None, help="default: fp16; fp32 for onnx")
-    parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help="frames of the kind it will see, for int8 and fp8")
+    parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help=f"frames of the kind it will see, for int8 and fp8; of more than {MAX_FRAMES}, as many, evenly")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="most patches of one look (default: what a full look of the model takes)")
     parser.add_argument("--max-batch", type=int, default=1, metavar="B", help="most frames or questions in one run")
     parser.add_argument("--workspace", type=float, metavar="GB", help="memory of the GPU that the builder may use")
-    parser.add_argument("--check-frame", type=Path, metavar="FRAME", help="picture to measure the error on (default: the first to calibrate with, else a drawn one)")
+    parser.add_argument("--check-frame", type=Path, metavar="FRAME", help="picture to measure the error on (default: the last of --calibrate, which is not calibrated with, else a drawn one)")
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="of tensorrt: kernels timed before are not timed again, and the same are chosen")
     parser.add_argument("--dry-run", action="store_true", help="say what would be built, and about how much memory and time it takes")
 
@@ -167,6 +175,8 @@ def estimate(sizes: dict[str, int], options: EngineOptions) -> Estimate:
     total, largest = sum(plans.values()), max(plans.values())
     ram = RAM_BASE_GB + (max(sizes.values()) * 8 / 1e9 if options.runtime == "onnx" else RAM_PER_PLAN * largest / 1e9)
     seconds = SECONDS_EACH * len(plans) + SECONDS_PER_GB * total / 1e9
+    if options.precision in CALIBRATED and options.calibrate is not None:
+        seconds += SECONDS_PER_FRAME * len(calibration_frames(options.calibrate)[0]) * sizes["encode"] / 1e9
     return Estimate(plans, ram, seconds, 3 * total)
 
 

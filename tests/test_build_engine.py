@@ -178,6 +178,20 @@ def test_values_that_cannot_be(wanted, says):
         check_options(options(**wanted))
 
 
+def test_the_frame_that_is_measured_on_was_not_calibrated_with(tmp_path):
+    from ps3_sdk.export.engine_options import MAX_FRAMES, calibration_frames, estimate
+    for number in range(100):
+        (tmp_path / f"{number:03}.jpg").write_bytes(b"")
+    frames, measured = calibration_frames(tmp_path)
+    assert measured.name == "099.jpg" and measured not in frames and len(frames) <= MAX_FRAMES and frames[0].name == "000.jpg" and frames[-1].name > "090"
+    with_frames = estimate({"encode": 400_000_000}, options(precision="int8", calibrate=tmp_path)).seconds
+    assert with_frames - estimate({"encode": 400_000_000}, options()).seconds > 25 * 60 * len(frames) / 30
+    for path in frames + [tmp_path / f"{number:03}.jpg" for number in range(1, 100)]:
+        path.unlink(missing_ok=True)
+    (tmp_path / "one.jpg").write_bytes(b"")
+    assert calibration_frames(tmp_path) == ([tmp_path / "one.jpg"], tmp_path / "one.jpg")
+
+
 def test_calibration_needs_the_users_own_pictures(tmp_path, frames):
     (tmp_path / "empty").mkdir()
     for folder, says in ((tmp_path / "empty", "holds no picture.*wrong ranges in silence"), (tmp_path / "missing", "is no folder")):
