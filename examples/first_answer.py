@@ -8,7 +8,7 @@ from pathlib import Path
 import ps3_sdk
 
 frame = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "frames" / "panel_4k.jpg"
-prompt = sys.argv[2] if len(sys.argv) > 2 else "what is the word on the purple bar chart?"
+prompt = sys.argv[2] if len(sys.argv) > 2 else "what is written on the purple search field?"
 
 with ps3_sdk.Session() as session:              # the embedded bundle; Session("engine.plan") opens yours
     look = session.look(frame)                  # the low-res pass, once a frame

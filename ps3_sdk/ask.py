@@ -80,8 +80,6 @@ def look_for(seen: Sequence, prompt: str, embedding, timing: Timing, selection: 
             return ids, session.encode_prompt(prompt, embedding), known
         if by_saliency:
             return ids, asked(), known
-        if selection is None and not prompt.strip():
-            return ids, session.prior(prompt), known
         vector, read = language.ask(ids, [((look, "low"), look.rows) for look in seen], known)
         return ids, Prompt(prompt, vector, None) if vector is not None else session.prior(prompt, "this model looks by saliency"), read
 

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
     ask = command("ask", _ask, "answer one question about a frame")
     frame(ask)
-    ask.add_argument("prompt", metavar="PROMPT", help="what to look for; \"\" picks by saliency alone")
+    ask.add_argument("prompt", metavar="PROMPT", help="what to look for; \"\" picks by saliency alone, with an encoder")
     bundle_and_threads(ask)
     ask.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode (default: one look of the model)")
     selection(ask)

@@ -59,7 +59,7 @@ class Look:
 
         Args:
             texts: a text or several.
-            prompt: what to look for; empty means bottom-up.
+            prompt: what to look for; empty means bottom-up (of an encoder).
             boxes: (x0, y0, x1, y1) in frame pixels, each looked at closely by itself: its patches are picked first, as in PS3's training.
                 Default: the regions that are picked for the prompt, at most 5, all from one pass.
             tokens, looks, scales: as in Session.ask, for each box | batch: boxes in one run of the network, see ask_many.

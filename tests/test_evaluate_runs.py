@@ -154,7 +154,7 @@ def test_looking_top_down_in_the_benchmark_is_an_ask(request, model, ways):
     else:       # whose rows are told how probable their place is
         with ps3_sdk.Session() as session:
             assert "row_prob" in session._tables
-            check_is_an_ask(session, photo, ways, "what is the word on the purple bar chart?")
+            check_is_an_ask(session, photo, ways, "what is written on the purple search field?")
 
 
 def check_is_an_ask(speaker, photo, ways, prompt):

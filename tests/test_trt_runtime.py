@@ -295,7 +295,7 @@ def test_engines_of_the_embedded_bundle_answer_in_words(default_plan, gpu):
         assert {"encode_low", "encode_high", "score", "project", "prompt_head", "decode"} <= set(parity), "what was not built keeps its measurement"
         assert max(entry["max_relative_error"] for entry in parity.values()) <= 5e-3 and bundle.manifest["verify"]["picked_overlap"] >= 0.99
     with ps3_sdk.Session(default_plan, verify=False) as engines, ps3_sdk.Session() as networks:
-        ours, theirs = engines.ask(PANEL, "what is the word on the purple bar chart?"), networks.ask(PANEL, "what is the word on the purple bar chart?")
+        ours, theirs = engines.ask(PANEL, "what is written on the purple search field?"), networks.ask(PANEL, "what is written on the purple search field?")
         same = sum(np.isin(ids, theirs.picked[px]).sum() for px, ids in ours.picked.items())
         assert same >= 0.99 * sum(map(len, theirs.picked.values()))
         assert ours.text == theirs.text and ours.confidence == pytest.approx(theirs.confidence, abs=0.1)

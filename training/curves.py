@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ps3_sdk.evaluate.plots import pyplot, save
 
-STAGES = {"read": "0 read", "look": "1 spell and look", "answer": "2 answer"}
+STAGES = {"read": "0 read", "look": "1 spell and look", "answer": "2 answer", "answer_on": "2 goes on"}
 SHARES = ("val_slot", *(f"{held_out}{name}" for held_out in ("", "val_") for name in ("dense_slot", "spelt", "exact", "refused", "recall4", "recall6")))
 
 
