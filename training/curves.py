@@ -8,7 +8,8 @@ from pathlib import Path
 from ps3_sdk.evaluate.plots import pyplot, save
 
 STAGES = {"read": "0 read", "look": "1 spell and look", "answer": "2 answer", "answer_on": "2 goes on"}
-SHARES = ("val_slot", *(f"{held_out}{name}" for held_out in ("", "val_") for name in ("dense_slot", "spelt", "exact", "refused", "recall4", "recall6")))
+NAMES = ("slot", "dense_slot", "spelt", "exact", "refused", "recall4", "recall6")       # each has a colour
+SHARES = ("val_slot", *(f"{held_out}{name}" for held_out in ("", "val_") for name in NAMES[1:]))
 
 
 def curves(log: Path) -> dict[str, tuple[list[float], list[float]]]:
@@ -37,10 +38,13 @@ def main() -> None:
     for axis, (title, shares) in zip(axes[0], stages.items()):
         for key, (minutes, values) in sorted(shares.items()):
             held_out = key.startswith("val_")
-            axis.plot(minutes, values, "-o" if held_out else "-", markersize=3, linewidth=1.6 if held_out else 0.7, alpha=1 if held_out else 0.5, label=key)
+            name = key.removeprefix("val_")
+            axis.plot(minutes, values, "-o" if held_out else "-", color=f"C{NAMES.index(name)}", markersize=3, linewidth=1.6 if held_out else 0.7,
+                      alpha=1 if held_out else 0.4, label=name if held_out else None)
         axis.set(title=title, xlabel="minutes", ylim=(0, 1))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+    named = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(named.values(), named.keys(), loc="outside right center", fontsize=8, title="held out; thin:\nin training", title_fontsize=8)
     save(figure, options.output)
 
 
