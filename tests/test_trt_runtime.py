@@ -285,7 +285,7 @@ def test_a_precision_that_this_gpu_lacks_is_refused_before_any_work(seeded, gpu,
 @pytest.fixture(scope="module")
 def default_plan(standin, tmp_path_factory):
     path = tmp_path_factory.mktemp("default") / "default.plan"
-    build_engine("default", path, EngineOptions("tensorrt", max_tokens=724, check_frame=PANEL))
+    build_engine("default", path, EngineOptions("tensorrt", max_tokens=964, check_frame=PANEL))
     return path
 
 
@@ -303,11 +303,18 @@ def test_engines_of_the_embedded_bundle_answer_in_words(default_plan, gpu):
 
 def test_more_blocks_than_the_engine_takes_are_projected_piece_by_piece(default_plan, gpu):
     with ps3_sdk.Session(default_plan, verify=False) as engines, ps3_sdk.Session() as networks:
-        assert engines.language._most_blocks == 196, "as many as a low-res look has"
+        assert engines.language._most_blocks == 964 // 4
         blocks = np.random.default_rng(0).standard_normal((500, 4 * engines.geometry["width"]), np.float32)
         made, wanted = (each.language._project(blocks, 3, np.arange(500), 135) for each in (engines, networks))
         assert made.shape == wanted.shape
         np.testing.assert_allclose(made, wanted, atol=5e-3 * np.abs(wanted).max())
+
+
+def test_an_engine_of_few_tokens_still_projects_a_whole_low_res_look():
+    from ps3_sdk.export.engine_bundle import profiles_of
+    from ps3_sdk.session import DEFAULT_BUNDLE
+    with Bundle.open(DEFAULT_BUNDLE) as bundle:
+        assert profiles_of("project", bundle.manifest, EngineOptions("tensorrt", max_tokens=64))[0]["blocks"][2] == 14 * 14
 
 
 def test_an_engine_of_few_tokens_is_verified_all_the_same(seeded, gpu, tmp_path):
