@@ -1,6 +1,6 @@
 """What `ps3 build --runtime tensorrt-rtx` costs on this machine, without a GPU: seconds, memory, bytes of the plan, measured error.
 
-    python benchmarks/engines.py [--models seeded so400m PLAN] [--sm 86 89 120] [--precision fp16] [--rounds 3] [--bundles FOLDER] [--frames PHOTO ...]
+    python benchmarks/engines.py [--models default seeded so400m PLAN] [--sm 86 89 120] [--precision fp16] [--rounds 3] [--bundles FOLDER] [--frames PHOTO ...]
 
 seeded is a random encoder of width 48; so400m has random weights in the shapes of PS3-4K, exported to float32 ONNX first (2.3 GB in the temporary folder,
 or kept in --bundles and used again), which is not counted. With --frames the error is measured on these, one a build. Each build is a process of its own with the builder below it; memory is the
@@ -49,7 +49,7 @@ def build(source: str, plan: Path, options: argparse.Namespace, frame: str | Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["seeded", "so400m"])
+    parser.add_argument("--models", nargs="+", default=["default", "so400m"])
     parser.add_argument("--sm", type=int, nargs="+", default=[86, 89, 120])
     parser.add_argument("--precision", default="fp16")
     parser.add_argument("--rounds", type=int, default=3)
