@@ -30,22 +30,14 @@ OURS = """
 import json, sys, time
 import numpy as np, ps3_sdk
 plan, threads, device, asks = sys.argv[1], int(sys.argv[2]), sys.argv[4], int(sys.argv[5])
+sys.path.append(sys.argv[6])
+from machine import clock_networks
 frame = np.random.default_rng(0).integers(0, 256, (2160, 3840, 3), np.uint8)
 start = time.perf_counter()
 session = ps3_sdk.Session(plan, threads=threads, verify=False, **({} if device == "cpu" else {"device": device}))
 opened = time.perf_counter() - start
 prompt = np.random.default_rng(1).standard_normal(session.geometry["width"], np.float32)
-inside = [0.0]
-def clocked(run):
-    def clock(*arguments):
-        start = time.perf_counter()
-        try:
-            return run(*arguments)
-        finally:
-            inside[0] += time.perf_counter() - start
-    return clock
-for network in session._networks.values():
-    network.run = clocked(network.run)
+inside = clock_networks(session)
 def first():
     global look
     look, inside[0] = None, 0.0
@@ -154,7 +146,7 @@ def main() -> None:
         for i in range(options.rounds):
             for name in runs:
                 runs[name].append(run(options.peer, THEIRS, options.threads, *how) if name == "peer" else
-                                  run(sys.executable, OURS, also.get(name, folder / f"{name}.plan"), options.threads, json.dumps(AGAIN), "cpu" if name in also else how[0], how[1]))
+                                  run(sys.executable, OURS, also.get(name, folder / f"{name}.plan"), options.threads, json.dumps(AGAIN), "cpu" if name in also else how[0], how[1], Path(__file__).parent))
             print(f"round {i + 1}: " + " | ".join(f"{name} {of[-1]['s']:.3f} s, {of[-1]['peak_gb']:.2f} GB" for name, of in runs.items()), flush=True)
     seconds = {name: statistics.median(run["s"] for run in of) for name, of in runs.items()}
     gigabytes = {name: max(run["peak_gb"] for run in of) for name, of in runs.items()}

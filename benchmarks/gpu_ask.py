@@ -16,7 +16,7 @@ import time
 from contextlib import ExitStack
 
 import numpy as np
-from machine import frames, machine
+from machine import clock_networks, frames, machine
 from ps3_sdk import Frame, Session
 from ps3_sdk.errors import Ps3Error
 
@@ -39,18 +39,7 @@ def compare(ours: Session, theirs: Session, our_frame, their_frame, prompt=None)
 
 def clock(session: Session, frame, rounds: int) -> dict:
     """Median milliseconds of an encode, and of what is not inside the networks' runs."""
-    inside = [0.0]
-
-    def clocked(run):
-        def timed(*arguments):
-            start = time.perf_counter()
-            try:
-                return run(*arguments)
-            finally:
-                inside[0] += time.perf_counter() - start
-        return timed
-    for network in session._networks.values():
-        network.run = clocked(network.run)
+    inside = clock_networks(session)
     prompt, times = np.random.default_rng(1).standard_normal(session.geometry["width"], np.float32), []
     for _ in range(rounds + 3):
         inside[0], start = 0.0, time.perf_counter()

@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "hold a bundle to the reference values inside, on this machine")
     verify.add_argument("bundle", metavar="PLAN")
     verify.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+    verify.add_argument("--device", choices=("cpu", "cuda"), help="where ONNX bundles run (default: cpu)")
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
     verify.add_argument("-o", "--output", metavar="JSON", help="write the result there too")
 
@@ -203,7 +204,7 @@ def _verify(options) -> int:
     from .verify import verify
     error = None
     try:
-        report = verify(options.bundle, threads=options.threads)
+        report = verify(options.bundle, threads=options.threads, device=options.device)
     except Ps3Error as failed:
         if not hasattr(failed, "report"):
             raise

@@ -1,13 +1,12 @@
 """Where score, gather and position rows run: on the processor, or on the GPU that the networks run on.
 
 Both have the same methods and give the same values, to the bit (to rounding, where a model keeps its position residuals as rows and columns). What
-HostOps makes are numpy arrays; what DeviceOps makes for a network stays on the GPU, and the network takes it from there. What is picked is
+HostOps makes are numpy arrays; what DeviceOps makes for a network are DeviceTensors, and the network takes them on the GPU. What is picked is
 decided on the processor in both: a map has 729 values.
 """
 from __future__ import annotations
 
 import threading
-import weakref
 from typing import Sequence
 
 import numpy as np
@@ -63,15 +62,22 @@ class DeviceOps:
     where, stays = "cuda", {"encode": ("features",), "score_features": ("low_features", "view_features")}
 
     def __init__(self, geometry: dict, tables: dict, stream: int | None = None):
-        self.geometry, self._stream, self._lock, self._pool = geometry, stream, threading.RLock(), _Pool()
+        from .runtimes.cuda_driver import Driver
+        from .runtimes.device_memory import Pool
+        self.geometry, self._stream, self._lock, self._residuals = geometry, stream, threading.RLock(), {}
         self._cuda = _core.Cuda(stream or 0, 0)
-        self._table, self._weight, self._bias = (self._cuda.upload(np.ascontiguousarray(tables[name])) if name in tables else None
-                                                 for name in ("position", "view_prompt_weight", "view_prompt_bias"))
-        self._residuals = {}
-        for px in geometry["scales_px"]:
-            residual = full_residual(tables, geometry, px)
-            self._residuals[px] = None if residual is None else self._cuda.upload(residual)
-        self.positions([{geometry["scales_px"][-1]: np.zeros(1, np.int32)}])
+        self._driver = Driver()
+        self._pool = Pool(self._driver)
+        try:
+            self._table, self._weight, self._bias = (self._cuda.upload(np.ascontiguousarray(tables[name])) if name in tables else None
+                                                     for name in ("position", "view_prompt_weight", "view_prompt_bias"))
+            for px in geometry["scales_px"]:
+                residual = full_residual(tables, geometry, px)
+                self._residuals[px] = None if residual is None else self._cuda.upload(residual)
+            self.positions([{geometry["scales_px"][-1]: np.zeros(1, np.int32)}])
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def copies(self) -> dict:
@@ -90,7 +96,7 @@ class DeviceOps:
             raise InputError("[score] features or prompt hold values that make a probability NaN. Check the frame and what made the prompt.")
         return prob
 
-    def patches(self, frames: Sequence, picks: Sequence[Picks], patch_px: int) -> "DeviceRows":
+    def patches(self, frames: Sequence, picks: Sequence[Picks], patch_px: int):
         g, shape = self.geometry, (len(frames), count(picks), 3 * patch_px ** 2)
         with self._lock:
             cuda, found = self._on_gpu(), self._new(shape)
@@ -101,7 +107,7 @@ class DeviceOps:
             cuda.synchronize()
         return found
 
-    def positions(self, picks: Sequence[Picks]) -> "DeviceRows":
+    def positions(self, picks: Sequence[Picks]):
         g = self.geometry
         with self._lock:
             cuda, found = self._on_gpu(), self._new((len(picks), count(picks), g["width"]))
@@ -111,105 +117,46 @@ class DeviceOps:
             cuda.synchronize()
         return found
 
-    def to_host(self, rows: "DeviceRows") -> np.ndarray:
+    def to_host(self, tensor) -> np.ndarray:
+        """A copy of a tensor that these ops made."""
         with self._lock:
-            return self._on_gpu().download(rows)
+            return self._on_gpu().download(tensor)
 
     def close(self) -> None:
-        """Give back the GPU's memory, that of arrays that are still in use when they are forgotten. A second call does nothing."""
+        """Give back the GPU's memory, also that of tensors which are still in use: they say so. A second call does nothing."""
         with self._lock:
+            if self._cuda is None:
+                return
             self._cuda = self._table = self._weight = self._bias = None
             self._residuals = {}
+            self._driver.use()
             self._pool.close()
+            self._driver.close()
 
     def _on_gpu(self):
         if self._cuda is None:
             raise ClosedError("[cuda] the session of these ops is closed; open a new one: ps3_sdk.Session(...).")
         return self._cuda
 
-    def _new(self, shape) -> "DeviceRows":
-        return DeviceRows(self, self._pool.take(self._cuda, 4 * int(np.prod(shape))), shape)
+    def _new(self, shape: Sequence[int]):
+        """A DeviceTensor with garbage in it. Its block is of the next power of two, so that a few more patches fit into one that is there."""
+        from .runtimes.cuda_driver import OUT_OF_MEMORY, CudaError
+        from .runtimes.device_memory import DeviceTensor
+        num_bytes = 4 * int(np.prod(shape))
+        try:
+            self._driver.use()
+            block = self._pool.take(1 << max(num_bytes - 1, 255).bit_length())
+        except CudaError as error:
+            if error.code != OUT_OF_MEMORY:
+                raise
+            raise RuntimeFailedError(f"[gather] the GPU's memory is full, {num_bytes / 1e6:.0f} MB are needed. The session can be used further: let go of looks, close other programs, or ask "
+                                     "with fewer tokens or a smaller batch.") from error
+        return DeviceTensor(self, block, block.address, shape, "float32")
 
-    def _put(self, array: np.ndarray) -> "DeviceRows":
+    def _put(self, array: np.ndarray):
         made = self._new(array.shape)
         self._cuda.upload(np.ascontiguousarray(array, np.float32), made)
         return made
-
-
-class _Pool:
-    """Memory of the GPU that comes back when its last array is forgotten and is given out again: no allocation after the first few asks."""
-
-    def __init__(self):
-        self._free: dict[int, list] = {}
-        self._closed = False
-        self._lock = threading.RLock()          # the end of an array may be noticed while this thread is in here
-
-    def take(self, cuda, num_bytes: int) -> "_Memory":
-        size = 1 << max(num_bytes - 1, 255).bit_length()        # of the next power of two, so that a little more fits next time
-        with self._lock:
-            free = self._free.setdefault(size, [])
-            array = free.pop() if free else None
-        return _Memory(self, self._taken(cuda, size) if array is None else array)
-
-    def _taken(self, cuda, size: int):
-        try:
-            return cuda.empty((size,), "uint8")
-        except RuntimeFailedError:
-            with self._lock:
-                self._free.clear()              # what is kept in other sizes goes first
-            return cuda.empty((size,), "uint8")
-
-    def give_back(self, array) -> None:
-        with self._lock:
-            if not self._closed:
-                self._free.setdefault(array.shape[0], []).append(array)
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._free.clear()
-
-
-class _Memory:
-    def __init__(self, pool: _Pool, array):
-        self.array = array
-        weakref.finalize(self, pool.give_back, array)
-
-
-class DeviceRows:
-    """A packed f32 array on the GPU. shape | rows[3], rows[2:5], rows[None] are views | numpy.asarray copies it to the host."""
-
-    def __init__(self, ops: DeviceOps, memory: _Memory, shape: Sequence[int], offset_bytes: int = 0):
-        self._ops, self._memory, self.shape, self._offset = ops, memory, tuple(shape), offset_bytes
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: int | slice | None) -> "DeviceRows":
-        if index is None:
-            return self._view((1, *self.shape), 0)
-        if isinstance(index, slice):
-            start, end, step = index.indices(len(self))
-            if step != 1:
-                raise IndexError("an array on the GPU is cut in steps of 1 along its first dimension")
-            return self._view((max(end - start, 0), *self.shape[1:]), start)
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return self._view(self.shape[1:], index)
-
-    def _view(self, shape: Sequence[int], start: int) -> "DeviceRows":
-        return DeviceRows(self._ops, self._memory, shape, self._offset + start * self._row_bytes())
-
-    def _row_bytes(self) -> int:
-        return 4 * int(np.prod(self.shape[1:]))
-
-    @property
-    def __cuda_array_interface__(self) -> dict:
-        return {"shape": self.shape, "typestr": "<f4", "data": (self._memory.array.data_ptr + self._offset, False), "strides": None, "version": 3}
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        host = self._ops.to_host(self)
-        return host if dtype is None else host.astype(dtype)
 
 
 def parts(picks: Picks):

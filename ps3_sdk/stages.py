@@ -93,7 +93,7 @@ class Stages:
     def gather(self, frame: Frame, picks: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Cut picked patches of all scales out of the frame: patches (n, 3 * patch * patch), position rows (n, width).
 
-        f32 arrays, of the GPU (ops.DeviceRows) where ops run there.
+        f32 arrays, tensors of the GPU (runtimes.device_memory) where ops run there.
         """
         patches, position = self.gather_many([frame], [picks])
         return patches[0], position[0]

@@ -181,13 +181,13 @@ def precision_of(manifest: dict) -> str:
     return next(each for each in reversed(LIMITS) if each in used)
 
 
-def verify(path: str | Path | None = None, *, threads: int = 0, stream: int | None = None) -> Report:
-    """Run a bundle on this machine and hold every stage to the reference values inside.
+def verify(path: str | Path | None = None, *, threads: int = 0, stream: int | None = None, device: str | None = None) -> Report:
+    """Run a bundle on this machine and hold every stage to the reference values inside. threads, stream, device: as in Session.
 
     Returns the report. Raises BundleError: no reference values inside; RuntimeFailedError that names the stages which are off, with `report`
     as its attribute; and what opening a Session raises: no GPU, another GPU, another version of the runtime.
     """
-    with Session(path, threads=threads, stream=stream) as session:
+    with Session(path, threads=threads, stream=stream, device=device) as session:
         manifest = session.bundle.manifest
         if not manifest.get("verify"):
             raise BundleError(f"[verify] {session.bundle.path} holds no reference values to compare with. Make a bundle that does: "

@@ -85,9 +85,9 @@ class Block:
 
 
 class DeviceTensor:
-    """A packed tensor on the GPU. shape | dtype: the manifest's word | address | owner: what keeps its memory | network: whose it is.
+    """A packed tensor on the GPU. shape | dtype: the manifest's word | address | owner: what keeps its memory | network: who made it, and copies it.
 
-    numpy.asarray copies it to the host. Slices and rows of the first dimension are views; copy() and joined() make new ones on the GPU.
+    numpy.asarray copies it to the host. Slices, rows of the first dimension and [None] are views; copy() and joined() make new ones on the GPU.
     """
 
     def __init__(self, network, owner: Block, address: int, shape: Sequence[int], dtype: str):
@@ -105,9 +105,11 @@ class DeviceTensor:
         if self.dtype == "bfloat16":
             raise AttributeError("numpy, whose words this interface uses, has no bfloat16")
         self.check()
-        return {"shape": self.shape, "typestr": np.dtype(self.dtype).str, "data": (self.address, True), "strides": None, "version": 3}
+        return {"shape": self.shape, "typestr": np.dtype(self.dtype).str, "data": (self.address, False), "strides": None, "version": 3}
 
-    def __getitem__(self, index: slice | int) -> "DeviceTensor":
+    def __getitem__(self, index: slice | int | None) -> "DeviceTensor":
+        if index is None:
+            return DeviceTensor(self.network, self.owner, self.address, (1, *self.shape), self.dtype)
         if not isinstance(index, slice):
             one = self[index:index + 1]
             if not len(one):
@@ -128,7 +130,7 @@ class DeviceTensor:
 
     def check(self) -> None:
         if self.owner.pool.closed:
-            raise ClosedError("[cuda] a look outlived its session, and the memory of its keys and values is gone; look again with a new session.")
+            raise ClosedError("[cuda] a tensor on the GPU, such as a look's keys and values, outlived its session, and its memory is gone; look again with a new session.")
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         self.check()

@@ -12,6 +12,17 @@ ROOT = Path(__file__).parent.parent
 PHOTO = ROOT / "examples" / "frames" / "boats_4k.jpg"
 
 
+def why_no_gpu() -> str:
+    """What keeps the core's kernels from running here; empty where they run."""
+    from ps3_sdk import _core
+    from ps3_sdk.errors import RuntimeMissingError
+    try:
+        _core.Cuda()
+    except RuntimeMissingError as error:
+        return str(error)
+    return ""
+
+
 def pytest_addoption(parser):
     parser.addoption("--peer", default=None, help="python of an environment with ps3-torch (default: .peer/bin/python when it exists)")
 

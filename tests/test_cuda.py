@@ -10,7 +10,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, why_no_gpu
 from cuda_emulation import CXX, NVCC, SEARCH
 from test_gather import CLIP, HALF, RADIO, SIGLIP, SIZES, noise, pitched, planes_of, some_ids
 
@@ -19,16 +19,6 @@ from ps3_sdk import Frame, _core
 from ps3_sdk.errors import InputError, RuntimeMissingError
 
 BUILD = _core.build_info()
-
-
-def why_no_gpu():
-    try:
-        _core.Cuda()
-    except RuntimeMissingError as error:
-        return str(error)
-    return ""
-
-
 WHY = why_no_gpu()
 needs_gpu = pytest.mark.skipif(bool(WHY), reason=WHY or "runs")
 needs_no_gpu = pytest.mark.skipif(not WHY, reason="there is a GPU")

@@ -101,8 +101,9 @@ def test_the_third_run_of_a_size_launches_a_captured_graph(session, gpu, photo):
         np.testing.assert_array_equal(answer.tokens, answers[0].tokens)
 
 
-def test_what_cannot_be_captured_still_runs(session, gpu, photo):
-    gpu.fail["capture"] = True
+@pytest.mark.parametrize("fails", ["capture", "execute while capturing"])
+def test_what_cannot_be_captured_still_runs_and_half_a_capture_is_not_kept(session, gpu, photo, fails):
+    gpu.fail[fails] = True
     first, *rest = (session.encode(photo, "a boat", tokens=TOKENS).tokens for _ in range(3))
     assert not gpu.graphs
     for tokens in rest:
@@ -117,14 +118,6 @@ def test_the_callers_stream_is_used_and_left_alone(plans, gpu, photo):
         assert gpu.captured_on and 77 not in gpu.captured_on, "where others' work would be captured, too"
         assert set(gpu.waited_for) == {77}
     assert list(gpu.queues) == [77]
-
-
-def test_a_capture_that_fails_half_way_is_not_kept(session, gpu, photo):
-    gpu.fail["execute while capturing"] = True
-    first, *rest = (session.encode(photo, "a boat", tokens=TOKENS).tokens for _ in range(3))
-    assert not gpu.graphs
-    for tokens in rest:
-        np.testing.assert_array_equal(tokens, first)
 
 
 def test_memory_of_other_sizes_is_let_go_of_when_it_is_needed(session, gpu, photo):

@@ -35,7 +35,7 @@ def run(options) -> None:
 
     items = _items(options)
     start = time.perf_counter()
-    with Session(options.bundle, threads=options.threads) as session:
+    with Session(options.bundle, threads=options.threads, device=options.device) as session:
         summary = evaluate(session, items, tokens=options.tokens, scales=options.scales, max_tokens=options.max_tokens, folder=options.output,
                            open_seconds=time.perf_counter() - start, progress=Bar(sys.stderr))
     text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
