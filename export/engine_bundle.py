@@ -208,7 +208,7 @@ def _manifest(source: dict, options: EngineOptions, report: Report, on_a_frame: 
     against = f"{torch}, by way of its float32 ONNX" if torch else "float32 ONNX"
     device = "" if options.runtime == "onnx" else "; not yet run on the device"
     measured_on = f"{kinds}: the ONNX that was built, in ONNX Runtime {ort} on {platform.machine()}{device}"
-    kept = {"gather", *(name for name in ("decode",) if name in source["networks"])}       # what is not built stays as it was measured
+    kept = {"gather"} | {"decode"} & set(source["networks"])        # what is not built stays as it was measured
     parity = {stage: entry for stage, entry in source["parity"].items() if stage in kept}
     for stage, error in report.errors.items():      # of the typed against the float32 network, plus that one's against PyTorch
         before = source["parity"].get(stage, {"max_relative_error": 0.0})["max_relative_error"]
