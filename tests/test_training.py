@@ -1,6 +1,8 @@
 """The training of the small model: labels, windows, optimiser, and that each stage's losses fall on a few examples."""
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,7 @@ from ps3_sdk.training.examples import make_example, places
 from ps3_sdk.training.frames import nothing_to_see
 from ps3_sdk.training.looking import Looking
 from ps3_sdk.training.optimiser import Optimiser, orthogonal, schedule
+from ps3_sdk.training.places import ASIDE, CHANNELS, aim, coordinates, mark_places, prompt_of_a_place, teach_words
 from ps3_sdk.training.pool import orders_of, words_of
 from ps3_sdk.training.reading import CHARACTERS, GRID, IGNORED, Reader, augmented, patches_of, slot_labels, slot_loss, window_labels
 from ps3_sdk.training.scenes import Scenes
@@ -193,7 +196,7 @@ def test_a_question_in_training_is_the_references(folder, scene):
     example = make_example(scene, np.random.default_rng(0), questions=3)
     look = model.look(scene.frame)
     with torch.no_grad():
-        prob = looking.find(example)[-2]
+        prob = looking.find(example).prob
         for (prompt, *_), ours in zip(example.asked, prob):
             asked = model.ask(model.chat.ids(model.chat.message([look, prompt])), [look])
             theirs = model.select(look, asked.vector[:1], model.config.looks).probs[0].squeeze()      # at 756 px
@@ -207,7 +210,8 @@ def test_a_close_look_in_training_is_the_references(folder, scene):
     example = make_example(scene, np.random.default_rng(0), questions=1)
     look = model.look(scene.frame)
     with torch.no_grad():
-        _, _, seen, _, _, prob, _ = closely.find(example)
+        found = closely.find(example)
+        seen, prob = found.seen, found.prob
         rows, place, _ = closely.look(example, seen, prob[0].topk(closely.places).indices.sort().values)
         ours = model.projector.told(rows, prob[0][place])
         vector = model.ask(model.chat.ids(model.chat.message([look, example.asked[0][0]])), [look]).vector[:1]
@@ -231,6 +235,82 @@ def test_a_look_at_right_places_shows_the_texts_of_several_questions(folder, sce
     for seed in range(5):
         assert absent in closely.told_there(example, truth, picked, absent, np.random.default_rng(seed))[0]
     assert lead in kept and all(answer in (example.asked[i][1], nano.NOT_SEEN) for i, answer in zip(kept, answers))
+
+
+def test_marked_places_say_where_they_are_and_leave_the_details_alone(folder, scene):
+    model = nano.new_model(folder)
+    vision, every = model.vision.vision_model, torch.arange(729)
+    looking = Looking(model, Reader(vision))
+    example = make_example(scene, np.random.default_rng(0))
+    lows = [example.low, example.low.flip(1)]
+
+    def explained(low):
+        """Share of a place's row and column that a line through the selection's last channels gives, on a frame that was not marked with."""
+        with torch.no_grad():
+            hidden = vision.trunk(low, vision.position(0, (27, 27), every)[None]).hidden
+            told = vision.score_features(torch.cat([hidden[i] for i in model.config.vision.select_based_on_layer], dim=-1))[0][:, -CHANNELS:]
+        told, wanted = torch.cat([told, torch.ones(729, 1)], dim=1), coordinates(27)[:, :2]
+        left = wanted - told @ torch.linalg.lstsq(told, wanted).solution
+        return float((1 - left.var(dim=0) / wanted.var(dim=0)).min())
+
+    def positions(scale):
+        grid = model.config.vision.grids[scale]
+        return vision.position(scale, (grid, grid), torch.arange(grid * grid)).detach()
+
+    with torch.no_grad():
+        found, before = looking.find(example), [positions(scale) for scale in range(4)]
+    other = example.low.roll(100, dims=1)
+    assert explained(other) < 0.7
+    mark_places(model, lows, found.prompts)
+    assert explained(other) > 0.9
+    assert (positions(0) - before[0]).abs().max() > 0.5
+    assert all((positions(scale) - before[scale]).abs().max() < 1e-5 for scale in (1, 2, 3))
+    with torch.no_grad():
+        assert (looking.find(example).prompts[:, -CHANNELS:] == 0).all(), "what no prompt has learnt to say yet changes no order"
+
+
+def test_a_prompt_aims_at_the_middle_of_its_places():
+    truth = torch.zeros(3, 729)
+    truth[0, [0, 2]] = 1            # upper left corner and two places beside it
+    truth[1, 728] = 1               # lower right corner; the third has none
+    prompts = torch.zeros(3, 16)
+    prompts[:, 0] = 100.0           # so long that its channels do not change its length
+    prompts[0, -CHANNELS:-CHANNELS + 2] = 0.4 * 100 * torch.tensor([-1.0, -1 + 1 / 13])
+    prompts[1, -CHANNELS:-CHANNELS + 2] = 0.4 * 100
+    assert aim(prompts, truth) < 0.05 and aim(prompts, truth.flip(0)[[1, 2, 0]]) > 0.5
+    assert aim(prompts, truth * 0) == 0
+
+
+def test_prompts_that_name_a_place_say_where_it_is():
+    rng, seen = np.random.default_rng(0), set()
+    words = {(0, -ASIDE): "left", (0, ASIDE): "right", (-ASIDE, 0): "top|upper|highest", (ASIDE, 0): "bottom|lower|lowest"}
+    for _ in range(300):
+        prompt, at = prompt_of_a_place(rng)
+        seen.add(at)
+        named = [place for place, word in words.items() if re.search(rf"\b({word}|{word}most)\b", prompt)]
+        assert named == ([at] if at != (0, 0) else []), prompt
+    assert len(seen) == 5
+
+
+def test_words_for_places_are_learnt_and_nothing_else_is_touched(folder, scene):
+    model = nano.new_model(folder)
+    looking = Looking(model, Reader(model.vision.vision_model))
+    lows = [make_example(scene, np.random.default_rng(0)).low]
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    first, last = (teach_words(looking, lows, steps, say=lambda *_, **__: None) for steps in (1, 120))
+    changed = {name.split(".")[0] if name.startswith("llm") else name.rsplit(".", 1)[0] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {"llm", "projector.top_down_prompt_head"}
+    assert last < 0.5 * first, (first, last)
+
+
+def test_the_texts_of_a_frame_are_told_apart(folder):
+    looking = Looking(nano.new_model(folder), None)
+    truth = torch.tensor([[1.0, 0, 0], [0, 0, 0]])
+    sure, unsure = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.1, 0.1]]), torch.full((2, 3), 0.5)
+    assert all(a < 0.3 * b for a, b in zip(looking.among(sure, truth), looking.among(unsure, truth)))
+    assert all(loss == 0 for loss in looking.among(sure[:, :0], truth[:, :0]))
+    which, how_sure = looking.among(sure[1:], truth[1:])
+    assert which == 0 and how_sure > 0
 
 
 def test_training_begins_with_a_checkpoint_folder(folder, tmp_path):
@@ -319,7 +399,7 @@ def test_the_whole_recipe_is_one_command_whose_steps_take_their_options(tmp_path
     from ps3_sdk.training import machine, nano
     assert cli.main(["train", str(tmp_path / "run"), "--processes", "2", "--share", "0.01", "--dry-run"]) == 0
     said = [line.split("python -m ", 1)[1].split() for line in capsys.readouterr().err.splitlines()]
-    assert [line[0].rsplit(".", 1)[1] for line in said] == ["pool", "pool", "read", "answer", "answer", "curves"] and not (tmp_path / "run").exists()
+    assert [line[0].rsplit(".", 1)[1] for line in said] == ["pool", "pool", "read", "answer", "places", "answer", "answer", "curves"] and not (tmp_path / "run").exists()
     taken = []
     monkeypatch.setattr(machine, "launch", lambda work, options: taken.append(options))
     monkeypatch.setattr(nano, "write_folder", lambda *arguments, **options: None)
@@ -328,8 +408,8 @@ def test_the_whole_recipe_is_one_command_whose_steps_take_their_options(tmp_path
         if name.endswith(("read", "answer")):
             monkeypatch.setattr("sys.argv", [name, *arguments])
             stage.main()
-    assert [options.steps for options in taken] == [32, 16, 16] and all(options.processes == 2 and options.device == "cpu" for options in taken)
-    assert taken[2].places == 8
+    assert [options.steps for options in taken] == [32, 16, 4, 16] and all(options.processes == 2 and options.device == "cpu" for options in taken)
+    assert taken[3].places == 4 and taken[2].still and Path(taken[2].begin) == tmp_path / "run/placed"
 
 
 def test_training_on_from_a_folder_is_its_last_stage_alone(tmp_path, capsys):

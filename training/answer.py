@@ -1,7 +1,8 @@
-"""Stages 1 and 2 of the recipe: python -m ps3_sdk.training.answer POOL RUN look, then .. RUN answer. Each continues where it was stopped.
+"""Stages 1 and 2 of the recipe: python -m ps3_sdk.training.answer POOL RUN look, then .. look_on, .. answer. Each continues where it was stopped.
 
 look: dense text is read on and spelt, scenes are looked at: where is what is asked? It begins with what training.read left.
-answer: scenes are answered the whole way, from places that the model picked; spelling and looking go on beside. It begins with RUN/look.
+look_on: the same, from places that say where they are (training.places); it begins with RUN/look, or with --begin.
+answer: scenes are answered the whole way, from places that the model picked; spelling and looking go on beside. It begins with RUN/look_on.
 --begin takes another stage of RUN or a checkpoint folder, such as the embedded model's own. Frames are made by --workers other processes.
 """
 from __future__ import annotations
@@ -26,9 +27,10 @@ from .reading import DensePool, Reader, slot_accuracy
 from .spell import Speller, words_batch
 from .state import Run
 
+BEFORE = {"look": "read", "look_on": "look", "answer": "look_on"}
 LOG_EVERY, SAVE_EVERY = 10, 50
 NUM_CHECKED = 24
-QUESTIONS = 8           # of a scene, at most
+QUESTIONS, LOOKED = 8, 32       # of a scene, at most, that are answered; that are only looked for, which costs hardly more
 READING = 4.0           # weight of reading dense text beside looking, which else undoes it: Muon's steps have one length, whichever loss they serve
 
 
@@ -36,11 +38,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pool", type=Path)
     parser.add_argument("run", type=Path)
-    parser.add_argument("stage", choices=("look", "answer"))
-    parser.add_argument("--begin", help="stage of RUN, or a checkpoint folder; default read for look, look for answer")
+    parser.add_argument("stage", choices=tuple(BEFORE))
+    parser.add_argument("--begin", help="stage of RUN, or a checkpoint folder; default: the stage before")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--scenes", type=int, default=1, help="answered per step and process, in stage answer")
     parser.add_argument("--looks", type=int, default=1, help="scenes per step and process that are only looked at")
+    parser.add_argument("--still", action="store_true", help="the trunk stays as it is: looking alone learns, twice as fast, and no reading is lost")
     parser.add_argument("--windows", type=int, default=24, help="of dense text per step and process")
     parser.add_argument("--spelt", type=int, default=24, help="words of these windows that are spelt")
     parser.add_argument("--places", type=int, default=8, help="of the low-res grid that an answer looks at")
@@ -65,8 +68,11 @@ def work(options: argparse.Namespace, rank: int) -> None:
     model = nano.new_model(options.run / "model", options.seed)
     reader = Reader(model.vision.vision_model)
     looking = Closely(model, reader, options.places) if answering else Looking(model, reader)
-    begin(looking, options.run, options.begin or ("look" if answering else "read"))
+    begin(looking, options.run, options.begin or BEFORE[options.stage])
     speller = Speller(model, reader)
+    if options.still:
+        for name, parameter in model.vision.vision_model.named_parameters():
+            parameter.requires_grad_(not name.startswith(("trunk.", "pos_emb")))
     looking.to(options.device)
     optimiser = Optimiser(looking, muon_lr=0.01, adam_lr=1.2e-3)
     run = Run(options.run / options.stage, looking, optimiser)
@@ -97,7 +103,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 slot, answer, slots, right = speller(*(t.to(options.device) for t in (patches, ids, labels)), words, rng)
             backward(READING * slot + answer, {"spelt": float(np.mean(right)), "dense_slot": slot_accuracy(slots.cpu(), labels)})
             for n in range(scenes + options.looks):
-                example = make_example(ring.next(), rng, questions=QUESTIONS)
+                example = make_example(ring.next(), rng, questions=QUESTIONS if n < scenes else LOOKED)
                 with machine.half(options):
                     loss, measures = looking(example, rng) if n < scenes else looking.search(example)
                 backward(loss / (scenes if n < scenes else options.looks), measures)

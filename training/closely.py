@@ -27,7 +27,7 @@ class Closely(Looking):
     def forward(self, example: Example, rng: np.random.Generator, looks: int = 2) -> tuple[Tensor, dict[str, float]]:
         """Where gradients are kept, each look answers every question that it shows; else the one that it was made for, as the SDK does."""
         learning = torch.is_grad_enabled()
-        losses, measures, seen, kv, questions, prob, truth = self.find(example)
+        losses, measures, seen, kv, questions, _, prob, truth = self.find(example)
         told = prob.detach()
         if learning:
             told = torch.where(torch.rand(len(told), 1, device=told.device) < TOLD, truth.clamp(0.01, 0.99), told)
@@ -48,8 +48,7 @@ class Closely(Looking):
             all_answers += answers
         losses["answer"] = torch.stack(answer_losses).mean() if answer_losses else losses["where"] * 0
         losses["slot"] = torch.stack(slot_losses).mean()
-        total = losses["answer"] + losses["slot"] + losses["where"] + 0.3 * losses["prior"]
-        return total, {**numbers(losses), **measures, **shares(all_right, all_answers)}
+        return losses["answer"] + losses["slot"] + self.looked(losses), {**numbers(losses), **measures, **shares(all_right, all_answers)}
 
     def right_places(self, truth: Tensor, lead: int, rng) -> Tensor:
         """Places of the text that question `lead` is about, and of others' texts as long as all fit: (729,) 0 or 1."""

@@ -85,8 +85,8 @@ def nothing_to_see(rng: np.random.Generator, frame: np.ndarray) -> np.ndarray:
 
 
 def _questions(scenes, rng, scene) -> list:
-    """Two rounds of questions: the same things in other words."""
-    asked = scenes.ask(rng, scene.domain, scene.items) + scenes.ask(rng, scene.domain, scene.items)
+    """Four rounds of questions: the same things in other words."""
+    asked = [question for _ in range(4) for question in scenes.ask(rng, scene.domain, scene.items)]
     return list({question.prompt: question for question in asked}.values())
 
 

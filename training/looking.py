@@ -5,16 +5,37 @@ state of a question is the prompt that places are compared with.
 """
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ps3_sdk.export.reference.trunk import TrunkOutput
+
 from .examples import LOW_GRID, Example
 from .nano import NOT_SEEN
+from .places import aim
 from .reading import IGNORED, Reader
 
 CONTRAST = 1.0  # weight of the contrast between places beside the probabilities' own loss
+RIVALS = 1.0    # of the contrast between the texts of a frame: which of them is asked for, when all are found
+SURE = 0.5      # of how sure probabilities are there; what is told to the language model is to be believed
+AIM = 8.0       # of where a prompt says that its places are
+
+
+class Found(NamedTuple):
+    """seen: trunk output of the low-res tokens | kv: of their rows in the language model | questions: ids of each | prompts: (q, width) |
+    prob: (q, places) | truth: (q, places), the places that are right."""
+    losses: dict[str, Tensor]
+    measures: dict[str, float]
+    seen: TrunkOutput
+    kv: list
+    questions: list[list[int]]
+    prompts: Tensor
+    prob: Tensor
+    truth: Tensor
 
 
 class Looking(nn.Module):
@@ -41,12 +62,14 @@ class Looking(nn.Module):
 
     def search(self, example: Example) -> tuple[Tensor, dict[str, float]]:
         """The losses of places alone."""
-        losses, measures = self.find(example)[:2]
-        return losses["where"] + 0.3 * losses["prior"], {**numbers(losses), **measures}
+        losses, measures, *_ = self.find(example)
+        return self.looked(losses), {**numbers(losses), **measures}
 
-    def find(self, example: Example):
-        """Where is what is asked, and where is anything to read? Losses, measures, trunk output, keys and values of the low-res rows, the questions'
-        ids, the probabilities (q, 729) and the places that are right (q, 729)."""
+    def looked(self, losses: dict[str, Tensor]) -> Tensor:
+        return losses["where"] + RIVALS * losses["rivals"] + SURE * losses["sure"] + AIM * losses["aim"] + 0.3 * losses["prior"]
+
+    def find(self, example: Example) -> Found:
+        """Where is what is asked, and where is anything to read?"""
         vision, config, chat = self.model.vision.vision_model, self.model.config, self.model.chat
         seen = vision.trunk(example.low.to(self.device), self.positions(0, torch.arange(LOW_GRID ** 2, device=self.device))[None])
         features = torch.cat([seen.hidden[i] for i in config.vision.select_based_on_layer], dim=-1)
@@ -54,11 +77,13 @@ class Looking(nn.Module):
         _, kv = self.model.llm(torch.cat([self.embed(self.head_ids), self.model.projector.low(seen.hidden[-1][0])])[None])
         questions = [chat._encode("\n" + prompt) for prompt, *_ in example.asked]
         truth = torch.stack([place for *_, place in example.asked]).float().flatten(1).to(self.device)
-        prob = self.prob(score, self.model.projector.prompt(self.read_prompts(kv, questions)))
-        losses = {}
+        prompts = self.model.projector.prompt(self.read_prompts(kv, questions))
+        prob, signs = self.prob(score, prompts), example.signs.flatten().to(self.device)
+        losses = {"aim": aim(prompts.float(), truth)}
         losses["where"], measures = self.where(prob, truth)
+        losses["rivals"], losses["sure"] = self.among(prob[:, signs], truth[:, signs])
         losses["prior"], _ = self.where(self.prob(score, vision.prior_prompt[None]), example.signs.float().flatten()[None].to(self.device))
-        return losses, measures, seen, kv, questions, prob, truth
+        return Found(losses, measures, seen, kv, questions, prompts, prob, truth)
 
     def embed(self, ids: list[int]) -> Tensor:
         return self.model.llm.embed(torch.tensor(ids, device=self.device))
@@ -86,10 +111,21 @@ class Looking(nn.Module):
             share = truth[there] / truth[there].sum(dim=1, keepdim=True)
             loss = loss + CONTRAST * F.cross_entropy(logit[there] / 5 * self.log_temperature.exp(), share)
             with torch.no_grad():
+                measures["hit"] = float(truth[there].gather(1, logit[there].argmax(dim=1, keepdim=True)).mean())
                 for k in (4, 6):
                     best = logit[there].topk(k, dim=1).indices
                     measures[f"recall{k}"] = float((truth[there].gather(1, best).sum(dim=1) / truth[there].sum(dim=1)).mean())
         return loss, measures
+
+    def among(self, prob: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of telling texts apart, both (q, places of texts): which is it, and how sure may one be? 0 where a frame has none."""
+        if not prob.shape[1]:
+            return prob.sum() * 0, prob.sum() * 0
+        logit, there = torch.logit(prob), truth.sum(dim=1) > 0
+        sure = F.binary_cross_entropy_with_logits(logit, truth)
+        if not there.any():
+            return sure * 0, sure
+        return F.cross_entropy(2 * logit[there], truth[there] / truth[there].sum(dim=1, keepdim=True)), sure
 
 
 def repeated(kv, count: int):

@@ -38,9 +38,12 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
     made = [["pool", pool, "--split", "train", "--frames", options.frames, "--workers", options.processes], ["pool", pool, "--split", "val", "--frames", 4]]
     if options.begin is None:
         made += [["read", pool, run, *steps(3250), "--batch", 64, *machine],
-                 ["answer", pool, run, "look", *steps(1550), "--spelt", 48, "--looks", 2, "--decay-from", 0.5, "--least", 0.3, *machine]]
+                 ["answer", pool, run, "look", *steps(1550), "--spelt", 48, "--looks", 2, "--decay-from", 0.5, "--least", 0.3, *machine],
+                 ["places", run / "model", run / "placed", *steps(180)],
+                 ["answer", pool, run, "look_on", "--begin", run / "placed", "--still", *steps(360), "--windows", 16, "--spelt", 40, "--looks", 4, "--uses", 4,
+                  "--lr", 0.6, "--decay-from", 0.4, "--least", 0.25, *machine]]
     begin = [] if options.begin is None else ["--begin", options.begin]
-    made += [["answer", pool, run, "answer", *begin, *steps(1600), "--windows", 32, "--spelt", 80, "--places", 8, "--looks", 0, "--lr", 0.9, "--decay-from", 0.35, *machine],
+    made += [["answer", pool, run, "answer", *begin, *steps(1600), "--windows", 32, "--spelt", 80, "--places", 4, "--looks", 1, "--lr", 0.9, "--decay-from", 0.35, *machine],
              ["curves", run, "-o", run / "curves.png"]]
     return [[f"ps3_sdk.training.{name}", *map(str, arguments)] for name, *arguments in made]
 
