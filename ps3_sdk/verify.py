@@ -7,8 +7,9 @@ reference's patches (every n-th of them), so that one other pick does not hide e
 from __future__ import annotations
 
 import io
+import platform
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from .errors import BundleError, InputError, RuntimeFailedError
 from .frame import Frame
 from .look import Look
+from .manifest import ENGINES
 from .answer import Timing
 from .session import Session
 from .stages import unit
@@ -25,7 +27,7 @@ REFERENCE = "reference.safetensors"
 SAMPLES = 4096          # values kept of each output
 HIGH_PATCHES = 256      # of the picked ones, evenly, go through encode_high: at SO400M size all would take minutes on a CPU
 NEARLY_ALL = 0.99       # of the picked patches; where fewer are the same it is said, though plain frames have many places of nearly equal probability
-STAGES = ("encode_low", "encode_prompt", "score", "encode_high", "decode", "project", "prompt_head")
+STAGES = ("encode_low", "encode_prompt", "score", "gather", "encode_high", "decode", "project", "prompt_head")
 LIMITS = {              # precision -> (largest relative error of a stage, least overlap of picked patches, least cosine of embeddings)
     "fp32": (1e-4, 0.999, 0.99999), "fp16": (5e-3, 0.95, 0.9999), "bf16": (4e-2, 0.9, 0.999),
     "int8": (0.1, 0.9, 0.99), "fp8": (0.1, 0.9, 0.99), "int4": (0.3, 0.7, 0.9)}
@@ -34,10 +36,11 @@ LIMITS = {              # precision -> (largest relative error of a stage, least
 @dataclass(frozen=True)
 class Report:
     """errors: stage -> largest difference over largest value | overlap: share of picked patches that are the reference's |
-    cosine: between the pooled embedding and the reference's, None without one."""
+    cosine: between the pooled embedding and the reference's, None without one | ran_on: what computed it, of verify()."""
     errors: dict[str, float]
     overlap: float
     cosine: float | None
+    ran_on: str = ""
 
     def wrong(self, precision: str) -> list[str]:
         """What misses the limits of a precision, each in words that start with the stage's name; empty when all is well."""
@@ -50,7 +53,7 @@ class Report:
         return found
 
     def to_dict(self) -> dict:
-        return {"max_relative_error": dict(self.errors), "picked_overlap": self.overlap, "embedding_cosine": self.cosine}
+        return {"max_relative_error": dict(self.errors), "picked_overlap": self.overlap, "embedding_cosine": self.cosine, "ran_on": self.ran_on}
 
     def table(self) -> str:
         rows = [f"{stage:<14}{value:.1e} of the largest value" for stage, value in self.errors.items()]
@@ -58,6 +61,8 @@ class Report:
         rows.append(f"{'select':<14}{self.overlap:.2%} of the picked patches are the reference's{why}")
         if self.cosine is not None:
             rows.append(f"{'decode':<14}cosine of the embeddings {self.cosine:.6f}")
+        if self.ran_on:
+            rows.append(f"{'ran on':<14}{self.ran_on}")
         return "\n".join(rows)
 
 
@@ -87,7 +92,9 @@ def observe(session: Session, picture: np.ndarray, prompt: str, picks: dict[int,
     while most is not None and sum(-(-len(ids) // step) for ids in chosen.values()) > most:
         step += 1
     chosen = {px: np.ascontiguousarray(ids[::step]) for px, ids in chosen.items()}
-    found["encode_high.tokens"] = high = session.encode_high(*session.gather(frame, chosen), kv)
+    patches, position = session.gather(frame, chosen)
+    found |= {"gather.patches": np.asarray(patches), "gather.position": np.asarray(position)}
+    found["encode_high.tokens"] = high = session.encode_high(patches, position, kv)
     if "pool" in session._networks:
         found["decode.pooled"] = session.pool(high)
     _language(session, tokens, found)
@@ -175,6 +182,13 @@ def _most_patches(manifest: dict) -> int | None:
     return max(profile["tokens"][2] for profile in engine["profiles"] if profile["past"][2]) if engine else None
 
 
+def _ran_on(session: Session) -> str:
+    """-> "onnxruntime on cpu; score and gather on cpu; Linux x86_64" """
+    runtimes = sorted({entry["runtime"] for entry in session.bundle.manifest["networks"].values()})
+    where = "the GPU" if session.bundle.manifest["networks"]["encode"]["runtime"] in ENGINES or session._device == "cuda" else "cpu"
+    return f"{' and '.join(runtimes)} on {where}; score and gather on {session.ops.where}; {platform.system()} {platform.machine()}"
+
+
 def precision_of(manifest: dict) -> str:
     """The coarsest precision among the vision networks, whose limits hold for the whole."""
     used = {entry["precision"] for name, entry in manifest["networks"].items() if name != "decode"}
@@ -195,7 +209,7 @@ def verify(path: str | Path | None = None, *, threads: int = 0, stream: int | No
         kept = session.bundle.tensors(manifest["verify"]["file"])
         try:
             picks, picture = {px: kept[f"picked_{px}"] for px in session.geometry["scales_px"][1:]}, frame_of(kept)
-            report = compare(kept, observe(session, picture, manifest["verify"]["prompt"], picks, _most_patches(manifest)))
+            report = replace(compare(kept, observe(session, picture, manifest["verify"]["prompt"], picks, _most_patches(manifest))), ran_on=_ran_on(session))
         except (KeyError, IndexError, InputError, OSError, Image.DecompressionBombError) as error:
             raise BundleError(f"[verify] the reference values of {session.bundle.path} do not fit its model ({type(error).__name__}: {error}). Build the bundle again.") from error
         precision = precision_of(manifest)

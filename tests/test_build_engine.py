@@ -297,6 +297,30 @@ def test_real_engines_in_every_precision(seeded, tmp_path, frames, precision, sm
 
 
 @needs_rtx
+def test_layers_go_back_to_half_precision_until_every_stage_is_within_its_limit(seeded, tmp_path, frames, monkeypatch):
+    from ps3_sdk import verify
+    wanted = options(sms=(86,), precision="int8", calibrate=frames)
+
+    def built(name):
+        said = []
+        lines = build_engine(seeded, tmp_path / name, wanted, progress=said.append)
+        with Bundle.open(tmp_path / name) as made:
+            worst = max(made.manifest["parity"][stage]["max_relative_error"] for stage in ("encode_low", "encode_high"))
+        some, every = map(int, re.search(r"int8 in (\d+) of (\d+) linear layers", lines[0]).groups())
+        return worst, some, every, [line for line in said if "stay in float16" in line]
+    worst, some, every, said = built("free.plan")
+    assert some == every and not said
+    monkeypatch.setitem(verify.LIMITS, "int8", (0.8 * worst, 0.0, 0.0))
+    better, fewer, every, said = built("held.plan")
+    assert better <= 0.8 * worst and 0 < fewer < every and len(said) >= 1 and said[-1].endswith(f"{every - fewer} layers stay in float16")
+    assert said[0].startswith("encode_")
+    monkeypatch.setitem(verify.LIMITS, "int8", (1e-9, 0.0, 0.0))
+    with pytest.raises(ExportError, match="in int8 encode_.* Nothing was written. Build with --precision fp16"):
+        built("never.plan")
+    assert not (tmp_path / "never.plan").exists()
+
+
+@needs_rtx
 def test_real_engines_of_the_embedded_bundle(tmp_path):
     lines = build_engine("default", tmp_path / "d.plan", options(sms=(86, 89, 120), check_frame=ROOT / "examples/frames/panel_4k.jpg"))
     assert "sm_86" in lines[0] and "sm_120" in lines[0]

@@ -24,7 +24,8 @@ def plan(seeded, tmp_path_factory):
 
 def test_a_bundle_passes_where_it_was_made(plan):
     report = verify(plan)
-    assert set(report.errors) == {"encode_low", "encode_prompt", "score", "encode_high", "decode"}
+    assert set(report.errors) == {"encode_low", "encode_prompt", "score", "gather", "encode_high", "decode"}
+    assert report.errors["gather"] == 0 and report.ran_on.startswith("onnxruntime on cpu; score and gather on cpu; ")
     assert 0 < max(report.errors.values()) <= LIMITS["fp16"][0] and report.overlap == 1.0 and report.cosine > 0.9999
 
 
@@ -32,7 +33,7 @@ def test_the_command_prints_and_writes(plan, tmp_path, capsys):
     assert cli.main(["verify", str(plan), "-o", str(tmp_path / "r.json")]) == 0
     out = capsys.readouterr().out
     written = json.loads((tmp_path / "r.json").read_text())
-    assert "encode_high" in out and "within its limits" in out and written["passed"] and written["why"] is None
+    assert "ran on" in out and "onnxruntime on cpu" in written["ran_on"] and "encode_high" in out and "within its limits" in out and written["passed"] and written["why"] is None
     assert cli.main(["verify", str(plan), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["max_relative_error"] == pytest.approx(written["max_relative_error"])
     assert cli.main(["verify", str(plan), "-o", str(tmp_path / "no" / "r.json")]) == 1
@@ -45,6 +46,13 @@ def test_a_machine_that_computes_otherwise_is_refused_by_stage(plan, monkeypatch
         verify(plan)
     assert cli.main(["verify", str(plan), "-o", str(tmp_path / "r.json")]) == 1
     assert "encode_high is off" in capsys.readouterr().err and not json.loads((tmp_path / "r.json").read_text())["passed"]
+
+
+def test_a_machine_that_cuts_other_patches_is_refused_at_gather(plan, monkeypatch):
+    original = Session.gather
+    monkeypatch.setattr(Session, "gather", lambda self, *arguments: (original(self, *arguments)[0] + np.float32(0.1), original(self, *arguments)[1]))
+    with pytest.raises(RuntimeFailedError, match=r"\[verify\] gather is off by"):
+        verify(plan)
 
 
 def test_bundles_without_reference_values_say_how_to_get_them(seeded):

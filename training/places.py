@@ -1,13 +1,15 @@
 """python -m ps3_sdk.training.places FROM TO: a checkpoint folder whose low-res places say where they are, and whose prompts know the words for it.
+Without TO: how plain that is in FROM already, and which questions find their text, by what they name (held-out scenes).
 
-Reading does without, so a trunk that learnt to read first has all but lost where its patches are: of the first embedded model's selection features no line explained
-more than 5 % of a place's row or column. What features do not say no prompt learns to ask for, and what no prompt asks for no feature learns to
+Reading does without, so a trunk that learnt to read first has all but lost where its patches are: of the first embedded model's selection features no line told
+row and column. What features do not say no prompt learns to ask for, and what no prompt asks for no feature learns to
 say: that model told leftmost from rightmost by chance. Here both are begun; training goes on from TO with --begin.
 """
 from __future__ import annotations
 
 import argparse
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +157,32 @@ def _prompts(looking, low: Tensor, prompts) -> Tensor:
     return model.projector.prompt(looking.read_prompts(kv, [model.chat._encode("\n" + prompt) for prompt in prompts]))
 
 
+@torch.no_grad()
+def explained(vision, lows: list[Tensor]) -> float:
+    """Share of a place's row or column, the smaller, that a line through the selection features gives: fitted on three quarters of the frames, of the others."""
+    told = torch.cat([nn.functional.normalize(vision.score_features(_features(vision, low))[0], dim=-1) for low in lows])
+    told, wanted = torch.cat([told, torch.ones(len(told), 1)], dim=1), coordinates(vision.config.grids[0])[:, :2].repeat(len(lows), 1)
+    fitted = len(lows) * 3 // 4 * vision.config.grids[0] ** 2
+    square = told[:fitted].T @ told[:fitted]
+    weights = torch.linalg.solve(square + 1e-6 * fitted * torch.eye(len(square)), told[:fitted].T @ wanted[:fitted])
+    left = wanted[fitted:] - told[fitted:] @ weights
+    return float((1 - left.var(dim=0) / wanted.var(dim=0)).min())
+
+
+@torch.no_grad()
+def found_by(looking, examples) -> dict[str, list[bool]]:
+    """What a question names, "colour", "place", "colour and place" or "neither" -> whether the most probable place is one of its text's, per question that has one."""
+    from .scenes.draw import ALL_COLOURS
+    words, by = re.compile(r"\b(left|right|leftmost|rightmost|top|bottom|upper|lower|highest|lowest)\b"), {}
+    for example in examples:
+        found = looking.find(example)
+        for (prompt, *_), truth, prob in zip(example.asked, found.truth, found.prob):
+            if truth.any():
+                named = [name for name, there in (("colour", set(prompt.split()) & set(ALL_COLOURS)), ("place", words.search(prompt))) if there]
+                by.setdefault(" and ".join(named) or "neither", []).append(bool(truth[prob.argmax()]))
+    return by
+
+
 def main() -> None:
     from .examples import make_example
     from .looking import Looking
@@ -162,23 +190,39 @@ def main() -> None:
     from .scenes import Scenes
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="FROM")
-    parser.add_argument("target", type=Path, metavar="TO")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("target", type=Path, metavar="TO", nargs="?")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of teaching words")
     options = parser.parse_args()
-    if (options.target / HEAD).exists():        # what is written last
+    if options.target and (options.target / HEAD).exists():        # what is written last
         return print(f"{options.target} is done")
-    nano.copy_folder(options.source, options.target)
     model = nano.new_model(options.source)
     nano.load(model, options.source)
     looking = Looking(model, Reader(model.vision.vision_model))
     looking.reader.load_head(options.source)
-    scenes, rng = Scenes(split="train", seed=2), np.random.default_rng(0)
-    examples = [make_example(scenes[i], rng) for i in range(NUM_SCENES)]
-    lows = [example.low for example in examples]
+
+    def examples(split: str) -> list:
+        scenes, rng = Scenes(split=split, seed=2), np.random.default_rng(0)
+        return [make_example(scenes[i], rng) for i in range(NUM_SCENES)]
+
+    held_out = examples("val")
+
+    def report() -> None:
+        share = explained(model.vision.vision_model, [example.low for example in held_out])
+        by = found_by(looking, held_out)
+        print(f"row and column: {max(0, share):.0%} told; found first, by what is named: "
+              + ", ".join(f"{name} {np.mean(found):.0%} of {len(found)}" for name, found in sorted(by.items())), flush=True)
+
+    report()
+    if options.target is None:
+        return
+    nano.copy_folder(options.source, options.target)
+    marking = examples("train")
+    lows = [example.low for example in marking]
     with torch.no_grad():
-        prompts = torch.cat([looking.find(example).prompts for example in examples[:24]])
+        prompts = torch.cat([looking.find(example).prompts for example in marking[:24]])
     mark_places(model, lows, prompts)
     teach_words(looking, lows[:16], options.steps)
+    report()
     nano.save(model, options.target, torch.float16)
     looking.reader.save_head(options.target)
 
