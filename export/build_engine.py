@@ -47,6 +47,9 @@ def build_engine(source: str | Path, output: str | Path, options: EngineOptions,
     elif options.runtime == "tensorrt":
         options = replace(options, sms=_own_sm(options, dry_run))
     check_options(options)      # once more, with the GPUs it will be for: before frames are run and weights are read
+    if dry_run and Path(source).is_dir():
+        from .export_checkpoint import vision_networks as of_checkpoint
+        return estimate({graph.name: _count(graph) for graph in of_checkpoint(source)}, options).lines(options, options.sms)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=_folder(output), prefix=".ps3-build-")))
         bundle = stack.enter_context(_open(source, folder, options, dry_run, progress))
@@ -107,7 +110,7 @@ def _open(source: str | Path, folder: Path, options: EngineOptions, dry_run: boo
     if path.is_file():
         return Bundle.open(path)
     if dry_run:
-        raise ExportError(f"[build] {source} is a checkpoint; a dry run reads a bundle, so that it takes seconds. Export it first: ps3 export {source} -o onnx.plan")
+        raise ExportError(f"[build] {source} is no file or folder here; a dry run fetches nothing. Give a bundle, a checkpoint folder or \"default\".")
     from .export_checkpoint import export_checkpoint
     progress(f"export {source} to ONNX first")
     exported = folder / "onnx.plan"

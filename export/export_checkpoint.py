@@ -6,8 +6,10 @@ from typing import Callable
 
 from ps3_sdk.errors import ExportError
 
-from .make_bundle import make_bundle
-from .weights import locate
+from .graph import Graph
+from .make_bundle import make_bundle, networks
+from .reference.config import Ps3Config
+from .weights import Checkpoint, locate
 
 
 def export_checkpoint(checkpoint: str, output: str | Path, *, revision: str | None = None, tokenizer: str | Path | None = None, precision: str = "fp32",
@@ -20,3 +22,13 @@ def export_checkpoint(checkpoint: str, output: str | Path, *, revision: str | No
         make_vlm(checkpoint, output, revision=revision, precision=precision, llm_precision=llm_precision, work_dir=work_dir, progress=progress)
     else:
         make_bundle(checkpoint, output, revision=revision, tokenizer=tokenizer, precision=precision, check_frame=check_frame, progress=progress)
+
+
+def vision_networks(folder: str | Path) -> list[Graph]:
+    """The networks of a checkpoint folder that become engines, its weights unread; the language model is not among them. Raises ExportError: no such checkpoint."""
+    from . import make_vlm
+    if make_vlm.is_vila(Path(folder)):
+        model, parts = make_vlm.VilaHd.outline(Path(folder))
+        return make_vlm.networks(parts["vision_tower"][1], parts["mm_projector"][1], model.config)
+    source = Checkpoint.open(str(folder))
+    return networks(source, Ps3Config.read(source.folder))

@@ -82,9 +82,7 @@ def write(source, prepared: Prepared, output: str | Path, progress: Progress = l
     with torch.device("meta"):
         model = Ps3Model(config)
     streamed = Streamed(model, source)      # also reports every key that does not fit, before anything is written
-    graphs = [to_onnx.encode(source, config.vision, precision), to_onnx.score_features(source, config.vision), to_onnx.pool(source, config.vision)]
-    if config.text is not None:
-        graphs.append(to_onnx.encode_prompt(source, config.text))
+    graphs = networks(source, config, precision)
     with BundleWriter(output) as writer:
         for graph in graphs:
             write_network(writer, graph)
@@ -100,6 +98,12 @@ def write(source, prepared: Prepared, output: str | Path, progress: Progress = l
         writer.finish(manifest)
     if caution := int8_caution(manifest):
         progress(f"note: {caution}")
+
+
+def networks(source, config: Ps3Config, precision: str = "fp32") -> list[Graph]:
+    """An encoder's networks; no weight is read yet."""
+    graphs = [to_onnx.encode(source, config.vision, precision), to_onnx.score_features(source, config.vision), to_onnx.pool(source, config.vision)]
+    return graphs if config.text is None else [*graphs, to_onnx.encode_prompt(source, config.text)]
 
 
 @dataclass(frozen=True)

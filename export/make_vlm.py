@@ -62,9 +62,7 @@ def make_vlm(checkpoint: str, output: str | Path, *, revision: str | None = None
     streamed = {name: Streamed(*parts[name]) for name in ("vision_tower", "llm")}      # reports keys that do not fit
     load_into(*parts["mm_projector"])
     progress(f"read {name}: {config.projector}, {config.llm.model_type} of width {config.llm.width}")
-    graphs = [to_onnx.encode(tower, config.vision, precision, config.token_layer), to_onnx.score_features(tower, config.vision), to_onnx.project(projector, config)]
-    if config.prompt_head is not None:
-        graphs.append(to_onnx.prompt_head(projector, config))
+    graphs = networks(tower, projector, config, precision)
     kept = Kept(work_dir, {"files": {part: file_stamps(path) for part, path in config.folders.items()}, "precision": [precision, llm_precision],
                            "tools": tools("torch", "onnx", "onnxruntime", "onnxruntime-genai")})
     with tempfile.TemporaryDirectory() as temporary, BundleWriter(output) as writer:
@@ -81,6 +79,12 @@ def make_vlm(checkpoint: str, output: str | Path, *, revision: str | None = None
         manifest["parity"] = _measure(model, streamed, Draft(writer, manifest), precision, llm, progress)
         writer.finish(manifest)
     kept.remove()
+
+
+def networks(tower, projector, config, precision: str = "fp32") -> list:
+    """Networks of the vision tower and the projector; no weight is read yet."""
+    graphs = [to_onnx.encode(tower, config.vision, precision, config.token_layer), to_onnx.score_features(tower, config.vision), to_onnx.project(projector, config)]
+    return graphs if config.prompt_head is None else [*graphs, to_onnx.prompt_head(projector, config)]
 
 
 def _write_network(writer: BundleWriter, graph, kept: Kept, progress: Progress) -> None:

@@ -252,6 +252,27 @@ def test_the_dry_run_estimates_and_writes_nothing(seeded, tmp_path, capsys):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["encoder", "vlm"])
+def test_a_dry_run_of_a_checkpoint_says_what_one_of_its_bundle_says(tmp_path, capsys, kind):
+    tiny_models = pytest.importorskip("tiny_models", reason="needs ps3_sdk[export]")
+    if kind == "vlm":       # the embedded bundle was made of this one
+        checkpoint, plan = ROOT / "training/model", "default"
+    else:
+        checkpoint, plan = tiny_models.write(tmp_path / "model", tiny_models.config()), tmp_path / "a.plan"
+        assert cli.main(["export", str(checkpoint), "-o", str(plan)]) == 0
+    capsys.readouterr()
+    said = []
+    for source in (checkpoint, plan):
+        assert cli.main(["build", str(source), "-o", str(tmp_path / "x.plan"), "--runtime", "onnx", "--dry-run"]) == 0
+        said.append([line for line in capsys.readouterr().out.splitlines() if " MB" in line])
+    assert said[0] == said[1] and len(said[0]) >= 4 and not (tmp_path / "x.plan").exists()
+
+
+def test_a_dry_run_fetches_nothing(tmp_path, capsys):
+    assert cli.main(["build", "nvidia/none-such", "-o", str(tmp_path / "x.plan"), "--runtime", "onnx", "--dry-run"]) == 1
+    assert "a dry run fetches nothing" in capsys.readouterr().err
+
+
 def test_profiles_are_the_two_passes(bundle):
     look = sum(bundle.manifest["geometry"]["per_look"])
     low, high = profiles_of("encode", bundle.manifest, options(max_batch=3))
