@@ -38,7 +38,7 @@ class Sizes:
     language_depth: int = 4
     language_heads: int = 6
     language_mlp: int = 512
-    num_token: int = 964          # eight low-res places at every scale, 8 * (4 + 16 + 100), and 4 that rounding takes
+    num_token: int = 482          # four low-res places at every scale, 4 * (4 + 16 + 100), and 2 that rounding takes
 
 
 def write_folder(folder: str | Path, sizes: Sizes = Sizes(), vocabulary: int = 448) -> Path:
