@@ -3,7 +3,7 @@ Without TO: how plain that is in FROM already, and which questions find their te
 
 Reading does without, so a trunk that learnt to read first has all but lost where its patches are: of the first embedded model's selection features no line told
 row and column. What features do not say no prompt learns to ask for, and what no prompt asks for no feature learns to
-say: that model told leftmost from rightmost by chance. Here both are begun; training goes on from TO with --begin.
+say: that model found the text of a question that names only a place half as often as of one that names a colour. Here both are begun; training goes on from TO with --begin.
 """
 from __future__ import annotations
 
