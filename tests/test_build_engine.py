@@ -396,9 +396,3 @@ def test_the_bundle_is_json_and_complete(seeded, tmp_path):
     with Bundle.open(tmp_path / "x.plan") as made:
         text = json.loads(bytes(made.member("manifest.json")))
         assert text["verify"]["on_a_frame"] and "3840x2160" in text["parity"]["encode_low"]["inputs"] and text["parity"]["encode_low"]["max_relative_error"] < 1e-5
-
-
-def test_free_memory_counts_what_only_caches_files(tmp_path):
-    from ps3_sdk.export.engine_options import _free_ram_gb
-    (tmp_path / "meminfo").write_text("MemTotal:       24684000 kB\nMemFree:          473000 kB\nMemAvailable:   16735232 kB\n")
-    assert _free_ram_gb(tmp_path / "meminfo") == pytest.approx(16.735232) and _free_ram_gb(tmp_path / "nothing") is None

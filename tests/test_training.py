@@ -1,25 +1,20 @@
 """The training of the small model: labels, windows, optimiser, and that each stage's losses fall on a few examples."""
 import json
-import re
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'ps3_sdk[export]'")
 
 from ps3_sdk import _core
-from ps3_sdk.errors import InputError
 from ps3_sdk.training import nano
 from ps3_sdk.training.closely import Closely
 from ps3_sdk.training.examples import make_example, places
 from ps3_sdk.training.frames import nothing_to_see
 from ps3_sdk.training.looking import Looking
 from ps3_sdk.training.optimiser import Optimiser, orthogonal, schedule
-from ps3_sdk.training.places import ASIDE, CHANNELS, aim, explained, found_by, mark_places, prompt_of_a_place, teach_words
 from ps3_sdk.training.pool import orders_of, words_of
 from ps3_sdk.training.reading import CHARACTERS, GRID, IGNORED, Reader, augmented, patches_of, slot_labels, slot_loss, window_labels
 from ps3_sdk.training.scenes import Scenes
@@ -237,74 +232,6 @@ def test_a_look_at_right_places_shows_the_texts_of_several_questions(folder, sce
     assert lead in kept and all(answer in (example.asked[i][1], nano.NOT_SEEN) for i, answer in zip(kept, answers))
 
 
-def test_marked_places_say_where_they_are_and_leave_the_details_alone(folder, scene):
-    model = nano.new_model(folder)
-    vision = model.vision.vision_model
-    looking = Looking(model, Reader(vision))
-    example = make_example(scene, np.random.default_rng(0))
-    lows = [example.low, example.low.flip(1)]
-
-    def positions(scale):
-        grid = model.config.vision.grids[scale]
-        return vision.position(scale, (grid, grid), torch.arange(grid * grid)).detach()
-
-    with torch.no_grad():
-        found, before = looking.find(example), [positions(scale) for scale in range(4)]
-    frames = [*lows, example.low.roll(50, dims=1), example.low.roll(100, dims=1)]      # explained() judges by the last quarter, which was not marked with
-    told = explained(vision, frames)
-    mark_places(model, lows, found.prompts)
-    assert explained(vision, frames) > max(0.9, (1 + told) / 2)
-    assert (positions(0) - before[0]).abs().max() > 0.5
-    assert all((positions(scale) - before[scale]).abs().max() < 1e-5 for scale in (1, 2, 3))
-    with torch.no_grad():
-        assert (looking.find(example).prompts[:, -CHANNELS:] == 0).all(), "what no prompt has learnt to say yet changes no order"
-
-
-def test_a_prompt_aims_at_the_middle_of_its_places():
-    truth = torch.zeros(3, 729)
-    truth[0, [0, 2]] = 1            # upper left corner and two places beside it
-    truth[1, 728] = 1               # lower right corner; the third has none
-    prompts = torch.zeros(3, 16)
-    prompts[:, 0] = 100.0           # so long that its channels do not change its length
-    prompts[0, -CHANNELS:-CHANNELS + 2] = 0.4 * 100 * torch.tensor([-1.0, -1 + 1 / 13])
-    prompts[1, -CHANNELS:-CHANNELS + 2] = 0.4 * 100
-    assert aim(prompts, truth) < 0.05 and aim(prompts, truth.flip(0)[[1, 2, 0]]) > 0.5
-    assert aim(prompts, truth * 0) == 0
-
-
-def test_what_is_found_is_told_by_what_questions_name():
-    place = torch.zeros(729, dtype=torch.bool)
-    place[3] = True
-    asked = [("read the red bus", "A", place), ("the leftmost bus", "B", place), ("the left red bus", "C", place), ("the bus", "D", place), ("the blue bus", "not visible", ~place & place)]
-    truth, prob = torch.stack([place.float() for *_, place in asked]), torch.zeros(5, 729)
-    prob[[0, 2], 3] = 1.0
-    prob[[1, 3, 4], 4] = 1.0
-    looking = SimpleNamespace(find=lambda example: SimpleNamespace(truth=truth, prob=prob))
-    assert found_by(looking, [SimpleNamespace(asked=asked)]) == {"colour": [True], "place": [False], "colour and place": [True], "neither": [False]}
-
-
-def test_prompts_that_name_a_place_say_where_it_is():
-    rng, seen = np.random.default_rng(0), set()
-    words = {(0, -ASIDE): "left", (0, ASIDE): "right", (-ASIDE, 0): "top|upper|highest", (ASIDE, 0): "bottom|lower|lowest"}
-    for _ in range(300):
-        prompt, at = prompt_of_a_place(rng)
-        seen.add(at)
-        named = [place for place, word in words.items() if re.search(rf"\b({word}|{word}most)\b", prompt)]
-        assert named == ([at] if at != (0, 0) else []), prompt
-    assert len(seen) == 5
-
-
-def test_words_for_places_are_learnt_and_nothing_else_is_touched(folder, scene):
-    model = nano.new_model(folder)
-    looking = Looking(model, Reader(model.vision.vision_model))
-    lows = [make_example(scene, np.random.default_rng(0)).low]
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    first, last = (teach_words(looking, lows, steps, say=lambda *_, **__: None) for steps in (1, 120))
-    changed = {name.split(".")[0] if name.startswith("llm") else name.rsplit(".", 1)[0] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
-    assert changed == {"llm", "projector.top_down_prompt_head"}
-    assert last < 0.5 * first, (first, last)
-
-
 def test_the_texts_of_a_frame_are_told_apart(folder):
     looking = Looking(nano.new_model(folder), None)
     truth = torch.tensor([[1.0, 0, 0], [0, 0, 0]])
@@ -313,29 +240,6 @@ def test_the_texts_of_a_frame_are_told_apart(folder):
     assert all(loss == 0 for loss in looking.among(sure[:, :0], truth[:, :0]))
     which, how_sure = looking.among(sure[1:], truth[1:])
     assert which == 0 and how_sure > 0
-
-
-def test_training_begins_with_a_checkpoint_folder(folder, tmp_path):
-    from ps3_sdk.training.answer import begin
-    model, other = nano.new_model(folder, seed=1), nano.new_model(folder, seed=2)
-    nano.save(model, folder, torch.float16)
-    first, second = Reader(model.vision.vision_model), Reader(other.vision.vision_model)
-    first.save_head(folder)
-    begin(Looking(other, second), tmp_path, str(folder))
-    assert torch.equal(first.head.weight, second.head.weight)
-    assert all(torch.equal(a.half().float(), b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
-    with pytest.raises(InputError, match="Train stage look first"):
-        begin(Looking(other, second), tmp_path, "look")
-
-
-def test_a_training_that_goes_on_keeps_the_words_of_its_checkpoint(folder, tmp_path):
-    copy = nano.copy_folder(folder, tmp_path / "run/model")
-    names = {path.relative_to(folder) for path in folder.rglob("*.json")}
-    assert names == {path.relative_to(copy) for path in copy.rglob("*.json")} and all((copy / name).read_bytes() == (folder / name).read_bytes() for name in names)
-    assert nano.copy_folder(folder, copy) == copy
-    (copy / "llm/tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match="tokenizer.json"):
-        nano.copy_folder(folder, copy)
 
 
 def test_where_there_is_nothing_to_see_nothing_is_asked_for(folder, scene):
@@ -349,83 +253,3 @@ def test_where_there_is_nothing_to_see_nothing_is_asked_for(folder, scene):
         model = nano.new_model(folder)
         loss, measures = kind(model, Reader(model.vision.vision_model))(example, np.random.default_rng(0))
         assert torch.isfinite(loss) and "recall4" not in measures
-
-
-def _meet(options, rank):
-    from ps3_sdk.training import machine
-    weight = torch.nn.Parameter(torch.ones(3))
-    if rank == 0:                       # the other has no gradient: zeros
-        weight.grad = torch.tensor([2.0, 4.0, 6.0])
-    machine.average([weight])
-    stack = torch.arange(10.0).view(5, 2)
-    assert torch.equal(machine.shared(stack, lambda part: part * 2), stack * 2)
-    (options.folder / f"{rank}.json").write_text(json.dumps(weight.grad.tolist()))
-
-
-def test_gradients_of_two_processes_become_their_mean(tmp_path):
-    from ps3_sdk.training import machine
-    machine.launch(_meet, SimpleNamespace(processes=2, folder=tmp_path, device="cpu"))
-    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [[1.0, 2.0, 3.0]] * 2
-
-
-def test_curves_show_shares_and_the_later_of_a_step_logged_twice(tmp_path):
-    from ps3_sdk.training.curves import curves
-    entries = [{"step": 10, "seconds": 60, "exact": 0.1, "slot": 2.5, "dense_slot": 0.3}, {"step": 20, "seconds": 120, "exact": 0.2},
-               {"step": 20, "seconds": 180, "exact": 0.4}, {"step": 20, "seconds": 180, "val_slot": 0.9, "val_exact": float("nan")}]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    assert curves(tmp_path / "log.jsonl") == {"exact": ([1.0, 3.0], [0.1, 0.4]), "dense_slot": ([1.0], [0.3])}
-
-
-def test_what_is_no_checkpoint_is_not_embedded(tmp_path):
-    from ps3_sdk.errors import ExportError
-    from ps3_sdk.export.default_bundle import write_default
-    (tmp_path / "default.plan").write_bytes(b"as it was")
-    with pytest.raises(ExportError, match="no VILA-HD checkpoint"):
-        write_default(tmp_path, tmp_path / "default.plan")
-    assert (tmp_path / "default.plan").read_bytes() == b"as it was"
-
-
-def test_a_pool_that_is_missing_or_old_says_how_to_make_it(tmp_path):
-    from ps3_sdk.training.reading import DensePool
-    with pytest.raises(FileNotFoundError, match="python -m ps3_sdk.training.pool .* --split val"):
-        DensePool(tmp_path, "val")
-    (tmp_path / "dense_val").mkdir()
-    np.save(tmp_path / "dense_val/00000.labels.npy", np.zeros((270, 540), np.uint8))
-    with pytest.raises(FileNotFoundError, match="older version, 00000.labels.npy"):
-        DensePool(tmp_path, "val")
-
-
-def test_the_whole_recipe_is_one_command_whose_steps_take_their_options(tmp_path, monkeypatch, capsys):
-    import importlib
-    from ps3_sdk import cli
-    from ps3_sdk.training import machine, nano
-    assert cli.main(["train", str(tmp_path / "run"), "--processes", "2", "--share", "0.01", "--dry-run"]) == 0
-    said = [line.split("python -m ", 1)[1].split() for line in capsys.readouterr().err.splitlines()]
-    assert [line[0].rsplit(".", 1)[1] for line in said] == ["pool", "pool", "read", "answer", "places", "answer", "answer", "curves"] and not (tmp_path / "run").exists()
-    taken = []
-    monkeypatch.setattr(machine, "launch", lambda work, options: taken.append(options))
-    monkeypatch.setattr(nano, "write_folder", lambda *arguments, **options: None)
-    for name, *arguments in said:
-        stage = importlib.import_module(name)
-        if name.endswith(("read", "answer")):
-            monkeypatch.setattr("sys.argv", [name, *arguments])
-            stage.main()
-    assert [options.steps for options in taken] == [32, 16, 4, 16] and all(options.processes == 2 and options.device == "cpu" for options in taken)
-    assert taken[3].places == 4 and taken[2].still and Path(taken[2].begin) == tmp_path / "run/placed"
-
-
-def test_training_on_from_a_folder_is_its_last_stage_alone(tmp_path, capsys):
-    from ps3_sdk import cli
-    assert cli.main(["train", str(tmp_path), "--begin", str(ROOT / "training/model"), "--dry-run"]) == 0
-    said = capsys.readouterr().err
-    assert "training.read" not in said and "look" not in said.replace("--looks", "") and f"--begin {ROOT / 'training/model'}" in said
-    assert cli.main(["train", str(tmp_path), "--begin", str(tmp_path / "none")]) == 1 and "no config.json" in capsys.readouterr().err
-
-
-def test_a_step_that_fails_ends_the_recipe_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    from ps3_sdk import cli
-    from ps3_sdk.training import recipe
-    monkeypatch.setattr(recipe, "commands", lambda options: [["ps3_sdk.training.curves", str(tmp_path)], ["ps3_sdk.training.curves", "--never"]])
-    assert cli.main(["train", str(tmp_path)]) == 1
-    said = capsys.readouterr().err
-    assert "curves ended with 2" in said and "run the same command again" in said and "--never" not in said

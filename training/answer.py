@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--still", action="store_true", help="the trunk stays as it is: looking alone learns, twice as fast, and no reading is lost")
     parser.add_argument("--windows", type=int, default=24, help="of dense text per step and process")
     parser.add_argument("--spelt", type=int, default=24, help="words of these windows that are spelt")
-    parser.add_argument("--places", type=int, default=8, help="of the low-res grid that an answer looks at")
+    parser.add_argument("--places", type=int, default=4, help="of the low-res grid that an answer looks at")
     parser.add_argument("--workers", type=int, default=1, help="that make frames, per process")
     parser.add_argument("--uses", type=int, default=2, help="of each frame, with other questions")
     parser.add_argument("--ring", type=int, default=24, help="frames in memory, 25 MB each, per process")

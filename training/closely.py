@@ -17,10 +17,10 @@ TOLD = 0.2      # share of the questions whose places are told, so that reading 
 
 
 class Closely(Looking):
-    """places: how many low-res places are looked at closely, 8 for a budget of 964 patches | true_share: of looks at places that are right
+    """places: how many low-res places are looked at closely, 4 for a budget of 482 patches | true_share: of looks at places that are right
     for several questions, so that reading is learnt while looking is not yet certain."""
 
-    def __init__(self, model, reader, places: int = 8, true_share: float = 0.7):
+    def __init__(self, model, reader, places: int = 4, true_share: float = 0.7):
         super().__init__(model, reader)
         self.places, self.true_share = places, true_share
 

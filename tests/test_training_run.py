@@ -1,0 +1,119 @@
+"""A training as it is run: where it begins, its processes, its commands and curves, and what is said where something is missing."""
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'ps3_sdk[export]'")
+
+from ps3_sdk.errors import InputError
+from ps3_sdk.training import nano
+from ps3_sdk.training.looking import Looking
+from ps3_sdk.training.reading import Reader
+from test_training import folder     # noqa: F401, a fixture
+
+
+def test_training_begins_with_a_checkpoint_folder(folder, tmp_path):
+    from ps3_sdk.training.answer import begin
+    model, other = nano.new_model(folder, seed=1), nano.new_model(folder, seed=2)
+    nano.save(model, folder, torch.float16)
+    first, second = Reader(model.vision.vision_model), Reader(other.vision.vision_model)
+    first.save_head(folder)
+    begin(Looking(other, second), tmp_path, str(folder))
+    assert torch.equal(first.head.weight, second.head.weight)
+    assert all(torch.equal(a.half().float(), b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+    with pytest.raises(InputError, match="Train stage look first"):
+        begin(Looking(other, second), tmp_path, "look")
+
+
+def test_a_training_that_goes_on_keeps_the_words_of_its_checkpoint(folder, tmp_path):
+    copy = nano.copy_folder(folder, tmp_path / "run/model")
+    names = {path.relative_to(folder) for path in folder.rglob("*.json")}
+    assert names == {path.relative_to(copy) for path in copy.rglob("*.json")} and all((copy / name).read_bytes() == (folder / name).read_bytes() for name in names)
+    assert nano.copy_folder(folder, copy) == copy
+    (copy / "llm/tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="tokenizer.json"):
+        nano.copy_folder(folder, copy)
+
+
+def _meet(options, rank):
+    from ps3_sdk.training import machine
+    weight = torch.nn.Parameter(torch.ones(3))
+    if rank == 0:                       # the other has no gradient: zeros
+        weight.grad = torch.tensor([2.0, 4.0, 6.0])
+    machine.average([weight])
+    stack = torch.arange(10.0).view(5, 2)
+    assert torch.equal(machine.shared(stack, lambda part: part * 2), stack * 2)
+    (options.folder / f"{rank}.json").write_text(json.dumps(weight.grad.tolist()))
+
+
+def test_gradients_of_two_processes_become_their_mean(tmp_path):
+    from ps3_sdk.training import machine
+    machine.launch(_meet, SimpleNamespace(processes=2, folder=tmp_path, device="cpu"))
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [[1.0, 2.0, 3.0]] * 2
+
+
+def test_curves_show_shares_and_the_later_of_a_step_logged_twice(tmp_path):
+    from ps3_sdk.training.curves import curves
+    entries = [{"step": 10, "seconds": 60, "exact": 0.1, "slot": 2.5, "dense_slot": 0.3}, {"step": 20, "seconds": 120, "exact": 0.2},
+               {"step": 20, "seconds": 180, "exact": 0.4}, {"step": 20, "seconds": 180, "val_slot": 0.9, "val_exact": float("nan")}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert curves(tmp_path / "log.jsonl") == {"exact": ([1.0, 3.0], [0.1, 0.4]), "dense_slot": ([1.0], [0.3])}
+
+
+def test_what_is_no_checkpoint_is_not_embedded(tmp_path):
+    from ps3_sdk.errors import ExportError
+    from ps3_sdk.export.default_bundle import write_default
+    (tmp_path / "default.plan").write_bytes(b"as it was")
+    with pytest.raises(ExportError, match="no VILA-HD checkpoint"):
+        write_default(tmp_path, tmp_path / "default.plan")
+    assert (tmp_path / "default.plan").read_bytes() == b"as it was"
+
+
+def test_a_pool_that_is_missing_or_old_says_how_to_make_it(tmp_path):
+    from ps3_sdk.training.reading import DensePool
+    with pytest.raises(FileNotFoundError, match="python -m ps3_sdk.training.pool .* --split val"):
+        DensePool(tmp_path, "val")
+    (tmp_path / "dense_val").mkdir()
+    np.save(tmp_path / "dense_val/00000.labels.npy", np.zeros((270, 540), np.uint8))
+    with pytest.raises(FileNotFoundError, match="older version, 00000.labels.npy"):
+        DensePool(tmp_path, "val")
+
+
+def test_the_whole_recipe_is_one_command_whose_steps_take_their_options(tmp_path, monkeypatch, capsys):
+    import importlib
+    from ps3_sdk import cli
+    from ps3_sdk.training import machine, nano
+    assert cli.main(["train", str(tmp_path / "run"), "--processes", "2", "--share", "0.01", "--dry-run"]) == 0
+    said = [line.split("python -m ", 1)[1].split() for line in capsys.readouterr().err.splitlines()]
+    assert [line[0].rsplit(".", 1)[1] for line in said] == ["pool", "pool", "read", "answer", "places", "answer", "answer", "curves"] and not (tmp_path / "run").exists()
+    taken = []
+    monkeypatch.setattr(machine, "launch", lambda work, options: taken.append(options))
+    monkeypatch.setattr(nano, "write_folder", lambda *arguments, **options: None)
+    for name, *arguments in said:
+        stage = importlib.import_module(name)
+        if name.endswith(("read", "answer")):
+            monkeypatch.setattr("sys.argv", [name, *arguments])
+            stage.main()
+    assert [options.steps for options in taken] == [32, 16, 4, 16] and all(options.processes == 2 and options.device == "cpu" for options in taken)
+    assert taken[3].places == 4 and taken[2].still and Path(taken[2].begin) == tmp_path / "run/placed"
+
+
+def test_training_on_from_a_folder_is_its_last_stage_alone(tmp_path, capsys):
+    from ps3_sdk import cli
+    assert cli.main(["train", str(tmp_path), "--begin", str(ROOT / "training/model"), "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "training.read" not in said and "look" not in said.replace("--looks", "") and f"--begin {ROOT / 'training/model'}" in said
+    assert cli.main(["train", str(tmp_path), "--begin", str(tmp_path / "none")]) == 1 and "no config.json" in capsys.readouterr().err
+
+
+def test_a_step_that_fails_ends_the_recipe_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    from ps3_sdk import cli
+    from ps3_sdk.training import recipe
+    monkeypatch.setattr(recipe, "commands", lambda options: [["ps3_sdk.training.curves", str(tmp_path)], ["ps3_sdk.training.curves", "--never"]])
+    assert cli.main(["train", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "curves ended with 2" in said and "run the same command again" in said and "--never" not in said
