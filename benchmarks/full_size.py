@@ -8,7 +8,8 @@ a part of asking anew about the same frame with the same budget. Peak memory, of
 process, mapped weights included. Bundles of random weights are exported first (up to 2.3 GB each in the temporary folder, removed
 at the end; with --bundles kept there and used again). The last line is one JSON object.
 
-With --device cuda both run on the GPU, ps3-torch in bfloat16. --also adds bundles of these shapes, such as engines that were built of the exported
+With --device cuda both run on the GPU, ps3-torch in bfloat16; a third runs there beside them, "torch": our PyTorch reference in bfloat16, a fair way
+with torch alone, which resizes on the GPU and takes the picked patches by index instead of unfolding every one. --also adds bundles of these shapes, such as engines that were built of the exported
 one. With either, every question is asked ten times after two that do not count, while kernels are chosen and captured; memory is the host's.
 """
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from pathlib import Path
 
 SCALES_PX = [378, 756, 1512, 3780]
+SO400M = {"model_type": "ps3_vision_model", "model_name": "vit_so400m_patch14_siglip_384", "hidden_size": 1152, "pool": "map", "ps3_scales": SCALES_PX, "max_select_num": 2560}
 AGAIN = (None, 1024, 512)        # budgets of the second question; None is the default, 2559
 
 OURS = """
@@ -81,6 +83,41 @@ seconds, tokens = timed(first, asks)
 print(json.dumps({"s": seconds, "tokens": tokens, "peak_gb": peak_gb()}))
 """
 
+FAIR = """
+import json, sys
+import numpy as np, torch
+from ps3_sdk.export.reference.config import Ps3Config
+from ps3_sdk.export.reference.geometry import cut, resize
+from ps3_sdk.export.reference.model import Ps3Model
+from ps3_sdk.export.reference.scoring import spread
+torch.set_num_threads(int(sys.argv[1]))
+device, asks, config = sys.argv[2], int(sys.argv[3]), Ps3Config.from_dict(json.loads(sys.argv[4]))
+dtype = torch.float32 if device == "cpu" else torch.bfloat16
+with torch.device("meta"):
+    model = Ps3Model(config)
+model = model.to(dtype).to_empty(device=device).eval()
+for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, std=0.02)
+frame, vision = np.random.default_rng(0).integers(0, 256, (2160, 3840, 3), np.uint8), model.vision_model
+config, prompt = config.vision, torch.randn(1, config.vision.width, device=device, dtype=dtype)
+grid, base_px, low_px, view_px = config.grids[0], (config.scales_px[-1],) * 2, (config.scales_px[0],) * 2, (config.view_px,) * 2
+position = vision.position(0, (grid, grid), torch.arange(grid * grid, device=device))[None]
+@torch.inference_mode()
+def first():
+    pixels = torch.from_numpy(frame).to(device).permute(2, 0, 1)[None].float()
+    base = torch.nn.functional.interpolate(pixels, base_px, mode="bicubic", antialias=True).round_().clamp_(0, 255).div_(127.5).sub_(1)
+    hidden, kv = vision.trunk(cut(resize(base, low_px), config.trunk.patch_px).to(dtype), position)
+    features = vision.score_features(torch.cat([hidden[i] for i in config.select_based_on_layer], dim=-1))
+    view = vision.view_features(cut(resize(base, view_px), config.view_patch_px).to(dtype))
+    look = model.select(spread(vision.score(features, view, prompt).float(), model.sizes(base)))[0]
+    patches, positions = model.gather(base, look)
+    high = model.encode_high(patches.to(dtype), positions, kv).hidden[-1]
+    tokens = torch.cat([hidden[-1], high], dim=1).cpu()
+    return tokens.shape[1]
+seconds, tokens = timed(first, asks)
+print(json.dumps({"s": seconds, "tokens": tokens, "peak_gb": peak_gb()}))
+"""
+
 
 SHARED = """
 import sys, time; sys.path = [p for p in sys.path if p]      # not the current folder, which may be a checkout without its core
@@ -108,14 +145,19 @@ def run(python: str, script: str, *arguments) -> dict:
 def export_random(plan: Path, precision: str) -> None:
     """A SO400M 4K bundle with random weights."""
     from ps3_sdk.bundle import Bundle
+    from ps3_sdk.export.build_engine import build_engine
+    from ps3_sdk.export.engine_options import EngineOptions
     from ps3_sdk.export.make_bundle import Prepared, write
     from ps3_sdk.export.random_checkpoint import RandomCheckpoint
     from ps3_sdk.export.reference.config import Ps3Config
-    config = Ps3Config.from_dict({"model_type": "ps3_vision_model", "model_name": "vit_so400m_patch14_siglip_384", "hidden_size": 1152, "pool": "map",
-                                  "ps3_scales": SCALES_PX, "max_select_num": 2560})
-    start = time.perf_counter()
-    write(RandomCheckpoint(config), Prepared(config, f"so400m-4k-random-{precision}", "none", (0.5,) * 3, (0.5,) * 3, weights="random"), plan,
-          lambda line: print(f"  {time.perf_counter() - start:6.1f} s  {line}", file=sys.stderr, flush=True), precision)
+    config = Ps3Config.from_dict(SO400M)
+    start, half = time.perf_counter(), precision == "fp16"
+    progress = lambda line: print(f"  {time.perf_counter() - start:6.1f} s  {line}", file=sys.stderr, flush=True)
+    exported = plan.with_suffix(".fp32.new") if half else plan
+    write(RandomCheckpoint(config), Prepared(config, f"so400m-4k-random-{precision}", "none", (0.5,) * 3, (0.5,) * 3, weights="random"), exported, progress, "fp32" if half else precision)
+    if half:
+        build_engine(exported, plan, EngineOptions("onnx", precision="fp16"), progress)
+        exported.unlink()
     seconds = time.perf_counter() - start
     with Bundle.open(plan, verify=False) as bundle:
         errors = {stage: f"{entry['max_relative_error']:.1e}" for stage, entry in bundle.manifest["parity"].items()}
@@ -125,7 +167,7 @@ def export_random(plan: Path, precision: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", required=True, help="python of an environment with ps3-torch")
-    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "int8"])
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "fp16", "int8"], help="default: fp32, on a GPU fp16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bundles", type=Path, help="folder that keeps the bundles")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -135,18 +177,25 @@ def main() -> None:
     from ps3_sdk.measure import machine
     print(machine())
     also = {plan.stem: plan for plan in options.also}
-    names = [*options.precision, *also]
-    runs: dict[str, list[dict]] = {name: [] for name in (*names, "peer")}
-    how = options.device, 10 if also or options.device == "cuda" else 1
+    on_gpu = options.device == "cuda"
+    precisions = options.precision or ["fp16" if on_gpu else "fp32"]
+    names = [*precisions, *also]
+    runs: dict[str, list[dict]] = {name: [] for name in (*names, "peer", *["torch"] * on_gpu)}
+    how = options.device, 10 if also or on_gpu else 1
     with tempfile.TemporaryDirectory() as folder:
         folder = options.bundles or Path(folder)
-        for precision in options.precision:
+        for precision in precisions:
             if not (folder / f"{precision}.plan").exists():
                 export_random(folder / f"{precision}.plan", precision)
         for i in range(options.rounds):
             for name in runs:
-                runs[name].append(run(options.peer, THEIRS, options.threads, *how) if name == "peer" else
-                                  run(sys.executable, OURS, also.get(name, folder / f"{name}.plan"), options.threads, json.dumps(AGAIN), "cpu" if name in also else how[0], how[1], Path(__file__).parent))
+                if name == "peer":
+                    done = run(options.peer, THEIRS, options.threads, *how)
+                elif name == "torch":
+                    done = run(sys.executable, FAIR, options.threads, *how, json.dumps(SO400M))
+                else:
+                    done = run(sys.executable, OURS, also.get(name, folder / f"{name}.plan"), options.threads, json.dumps(AGAIN), "cpu" if name in also else how[0], how[1], Path(__file__).parent)
+                runs[name].append(done)
             print(f"round {i + 1}: " + " | ".join(f"{name} {of[-1]['s']:.3f} s, {of[-1]['peak_gb']:.2f} GB" for name, of in runs.items()), flush=True)
     seconds = {name: statistics.median(run["s"] for run in of) for name, of in runs.items()}
     gigabytes = {name: max(run["peak_gb"] for run in of) for name, of in runs.items()}
@@ -168,6 +217,10 @@ def main() -> None:
         print(f"{name}, median ms per stage: " + ", ".join(f"{stage} {ms:.1f}" for stage, ms in stages.items()))
         print(f"{name}: {seconds[name]:.3f} s, ps3-torch {seconds['peer']:.3f} s: {ratio:.2f} times faster with "
               f"{100 * gigabytes[name] / gigabytes['peer']:.0f} % of the memory")
+    if on_gpu:
+        result |= {"s_torch": round(seconds["torch"], 4), "tokens_torch": runs["torch"][0]["tokens"]}
+        print(f"torch alone, patches by index: {seconds['torch']:.3f} s, {seconds['peer'] / seconds['torch']:.2f} times faster than ps3-torch; "
+              + ", ".join(f"{name} {seconds['torch'] / seconds[name]:.2f} times faster than it" for name in names))
     print(json.dumps(result))
 
 

@@ -69,7 +69,6 @@ def test_weights_outside_the_blocks_are_there_only_when_asked_for():
     assert on_meta() == everything
 
 
-
 def test_free_memory_counts_what_only_caches_files(tmp_path):
     from ps3_sdk.export.engine_options import _free_ram_gb
     (tmp_path / "meminfo").write_text("MemTotal:       24684000 kB\nMemFree:          473000 kB\nMemAvailable:   16735232 kB\n")
