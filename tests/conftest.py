@@ -60,7 +60,12 @@ def standin():
     """The stand-in of TensorRT and of a GPU in place of the real ones, in this process and its children; gives the module `gpu`."""
     import os
     import sys
+    from ps3_sdk import _core
+    from ps3_sdk.errors import RuntimeMissingError
     from ps3_sdk.runtimes import cuda_driver, trt_common
+
+    def no_kernels(*_):
+        raise RuntimeMissingError("[cuda] a stand-in of a GPU runs no kernels")
     folder, names = str(ROOT / "tests" / "standin"), ("tensorrt", "gpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
@@ -70,6 +75,8 @@ def standin():
         import gpu
         patch.setattr(cuda_driver, "Driver", gpu.Driver)
         patch.setattr(trt_common, "Driver", gpu.Driver)
+        patch.setattr(_core, "Cuda", no_kernels)        # of a machine with a real GPU, whose kernels do not reach the stand-in's memory
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield gpu
     for name in names:
         sys.modules.pop(name, None)

@@ -4,7 +4,10 @@ import onnxruntime
 import pytest
 
 import ps3_sdk
+from conftest import why_no_gpu
+from ps3_sdk import Frame
 from ps3_sdk.errors import InputError, RuntimeFailedError, RuntimeMissingError
+from ps3_sdk.ops import DeviceOps, HostOps
 from ps3_sdk.runtimes import ort_cuda
 
 HAS_GPU = ort_cuda.PROVIDER in onnxruntime.get_available_providers()
@@ -89,3 +92,19 @@ def test_a_provider_that_does_not_start_is_not_replaced_in_silence(monkeypatch, 
 def test_other_devices_are_refused(seeded):
     with pytest.raises(InputError, match="device is 'tpu'"):
         ps3_sdk.Session(seeded, device="tpu")
+
+
+@pytest.mark.skipif(bool(why_no_gpu()), reason=why_no_gpu() or "runs")
+def test_ops_on_a_gpu_are_equal_to_the_processors(photo):
+    from ps3_sdk.bundle import Bundle
+    from ps3_sdk.session import DEFAULT_BUNDLE
+    rng = np.random.default_rng(0)
+    with Bundle.open(DEFAULT_BUNDLE) as bundle:
+        tables, geometry = bundle.tensors("tables.safetensors"), bundle.manifest["geometry"]
+        host, device = HostOps(geometry, tables, 0), DeviceOps(geometry, tables)
+        picks = [{px: np.sort(rng.choice((px // 14) ** 2, 50, replace=False)).astype(np.int32) for px in geometry["scales_px"]} for _ in range(2)]
+        frames = [Frame.of(photo), Frame.of(photo[:1080].copy())]
+        np.testing.assert_array_equal(np.asarray(device.patches(frames, picks, 14)), host.patches(frames, picks, 14))
+        np.testing.assert_allclose(np.asarray(device.positions(picks)), host.positions(picks), atol=1e-6)
+        low, view, prompt = (rng.standard_normal(shape, np.float32) for shape in ((729, geometry["width"]), (2916, geometry["view_width"]), (geometry["width"],)))
+        np.testing.assert_array_equal(device.score(low, view, prompt), host.score(low, view, prompt))

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 
 from ps3_sdk import _core
 from ps3_sdk.training import nano
-from ps3_sdk.training.closely import Closely
+from ps3_sdk.training.closely import Closely, Look
 from ps3_sdk.training.examples import make_example, places
 from ps3_sdk.training.frames import nothing_to_see
 from ps3_sdk.training.looking import Looking
@@ -176,7 +176,7 @@ def test_a_scene_is_learnt_the_whole_way(folder, scene, kind):
     example = make_example(scene, np.random.default_rng(0))
     optimiser, losses = Optimiser(joint, muon_lr=0.01, adam_lr=3e-3), []
     for _ in range(8):
-        loss, measures = joint(example, np.random.default_rng(0))
+        loss, measures = joint([example], np.random.default_rng(0))
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
@@ -191,7 +191,7 @@ def test_a_question_in_training_is_the_references(folder, scene):
     example = make_example(scene, np.random.default_rng(0), questions=3)
     look = model.look(scene.frame)
     with torch.no_grad():
-        prob = looking.find(example).prob
+        prob = looking.find([example]).prob
         for (prompt, *_), ours in zip(example.asked, prob):
             asked = model.ask(model.chat.ids(model.chat.message([look, prompt])), [look])
             theirs = model.select(look, asked.vector[:1], model.config.looks).probs[0].squeeze()      # at 756 px
@@ -205,10 +205,10 @@ def test_a_close_look_in_training_is_the_references(folder, scene):
     example = make_example(scene, np.random.default_rng(0), questions=1)
     look = model.look(scene.frame)
     with torch.no_grad():
-        found = closely.find(example)
-        seen, prob = found.seen, found.prob
-        rows, place, _ = closely.look(example, seen, prob[0].topk(closely.places).indices.sort().values)
-        ours = model.projector.told(rows, prob[0][place])
+        found = closely.find([example])
+        rows, place, _ = closely.look([example], found.seen, [Look(0, found.prob[0].topk(closely.places).indices.sort().values.numpy(), [], [])])
+        rows, place = rows[0], place[0]
+        ours = model.projector.told(rows, found.prob[0][place])
         vector = model.ask(model.chat.ids(model.chat.message([look, example.asked[0][0]])), [look]).vector[:1]
         picked = model.select(look, vector, replace(model.config.looks, rule="blocks"))      # as the SDK selects for a grid of whole blocks
         theirs = model.encode(look, picked.looks, picked.probs).rows
@@ -220,13 +220,13 @@ def test_a_look_at_right_places_shows_the_texts_of_several_questions(folder, sce
     model = nano.new_model(folder)
     closely = Closely(model, Reader(model.vision.vision_model))
     example = make_example(scene, np.random.default_rng(0))
-    truth = torch.stack([place for *_, place in example.asked]).float().flatten(1)
-    lead = int(truth.sum(dim=1).argmax())
+    truth = example.where.numpy().astype(np.float32)
+    lead = int(truth.sum(axis=1).argmax())
     chosen = closely.right_places(truth, lead, np.random.default_rng(0))
     assert truth[lead].sum() <= chosen.sum() <= closely.places and (chosen >= truth[lead]).all()
-    picked = (chosen + 0.1 * torch.rand(729)).topk(closely.places).indices
+    picked = np.argsort(-chosen - 0.1 * np.random.default_rng(0).random(729))[:closely.places]
     kept, answers = closely.told_there(example, truth, picked, lead, np.random.default_rng(0))
-    absent = next(i for i, (_, answer, _) in enumerate(example.asked) if answer == nano.NOT_SEEN)
+    absent = next(i for i, (_, answer) in enumerate(example.asked) if answer == nano.NOT_SEEN)
     for seed in range(5):
         assert absent in closely.told_there(example, truth, picked, absent, np.random.default_rng(seed))[0]
     assert lead in kept and all(answer in (example.asked[i][1], nano.NOT_SEEN) for i, answer in zip(kept, answers))
@@ -234,12 +234,33 @@ def test_a_look_at_right_places_shows_the_texts_of_several_questions(folder, sce
 
 def test_the_texts_of_a_frame_are_told_apart(folder):
     looking = Looking(nano.new_model(folder), None)
-    truth = torch.tensor([[1.0, 0, 0], [0, 0, 0]])
-    sure, unsure = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.1, 0.1]]), torch.full((2, 3), 0.5)
-    assert all(a < 0.3 * b for a, b in zip(looking.among(sure, truth), looking.among(unsure, truth)))
-    assert all(loss == 0 for loss in looking.among(sure[:, :0], truth[:, :0]))
-    which, how_sure = looking.among(sure[1:], truth[1:])
+    truth, signs = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]), torch.tensor([[True, True, True, False]] * 2)
+    sure, unsure = torch.tensor([[0.9, 0.1, 0.1, 0.99], [0.1, 0.1, 0.1, 0.99]]), torch.full((2, 4), 0.5)
+    assert all(a < 0.3 * b for a, b in zip(looking.among(sure, truth, signs), looking.among(unsure, truth, signs)))
+    assert all(loss == 0 for loss in looking.among(sure, truth * 0, signs & False))
+    which, how_sure = looking.among(sure[1:], truth[1:], signs[1:])
     assert which == 0 and how_sure > 0
+
+
+def test_scenes_together_are_the_scenes_alone(folder, scene):
+    """Places, rows of close looks and losses do not depend on what else goes through the networks."""
+    closely = Closely(nano.new_model(folder), None)
+    closely.reader = Reader(closely.model.vision.vision_model)
+    other = Scenes(split="train", seed=6, fallback=True)[0]
+    examples = [make_example(each, np.random.default_rng(0), questions) for each, questions in ((scene, 5), (other, 3))]
+    looks = [Look(n, np.sort(np.random.default_rng(n).permutation(729)[:4]), [], []) for n in (0, 1, 1)]
+    with torch.no_grad():
+        together, alone = closely.find(examples), [closely.find([example]) for example in examples]
+        rows, place, slots = closely.look(examples, together.seen, looks)
+        apart = [closely.look([examples[look.scene]], alone[look.scene].seen, [look._replace(scene=0)]) for look in looks]
+        whole, _ = closely(examples, np.random.default_rng(0))
+    assert together.of.tolist() == [0] * 5 + [1] * 3
+    assert (together.prob - torch.cat([each.prob for each in alone])).abs().max() < 1e-5
+    for name, shares in (("where", (5, 3)), ("rivals", [(each.truth.sum(dim=1) > 0).sum() for each in alone])):
+        mean = sum(each.losses[name] * share for each, share in zip(alone, shares)) / sum(shares)
+        assert name == "where" or abs(together.losses[name] - mean) < 1e-4
+    assert (rows - torch.cat([each[0] for each in apart])).abs().max() < 1e-4 and torch.equal(place, torch.cat([each[1] for each in apart]))
+    assert torch.isfinite(whole) and slots > 0
 
 
 def test_where_there_is_nothing_to_see_nothing_is_asked_for(folder, scene):
@@ -248,8 +269,8 @@ def test_where_there_is_nothing_to_see_nothing_is_asked_for(folder, scene):
     assert len({bytes(frame[::97, ::89].tobytes()) for frame in frames}) > 6
     questions = [replace(question, answer="", item=None) for question in scene.questions]
     example = make_example(SimpleNamespace(frame=frames[0].copy(), items=[], questions=questions), np.random.default_rng(0))
-    assert {answer for _, answer, *_ in example.asked} == {nano.NOT_SEEN} and not example.signs.any() and not example.slots.any()
+    assert {answer for _, answer in example.asked} == {nano.NOT_SEEN} and not example.signs.any() and not example.slots.any()
     for kind in (Looking, Closely):
         model = nano.new_model(folder)
-        loss, measures = kind(model, Reader(model.vision.vision_model))(example, np.random.default_rng(0))
-        assert torch.isfinite(loss) and "recall4" not in measures
+        loss, measures = kind(model, Reader(model.vision.vision_model))([example], np.random.default_rng(0))
+        assert torch.isfinite(loss) and torch.isnan(measures["recall4"])

@@ -20,22 +20,22 @@ def test_marked_places_say_where_they_are_and_leave_the_details_alone(folder, sc
     vision = model.vision.vision_model
     looking = Looking(model, Reader(vision))
     example = make_example(scene, np.random.default_rng(0))
-    lows = [example.low, example.low.flip(1)]
+    lows = [example.low, example.low.flip(0)]
 
     def positions(scale):
         grid = model.config.vision.grids[scale]
         return vision.position(scale, (grid, grid), torch.arange(grid * grid)).detach()
 
     with torch.no_grad():
-        found, before = looking.find(example), [positions(scale) for scale in range(4)]
-    frames = [*lows, example.low.roll(50, dims=1), example.low.roll(100, dims=1)]      # explained() judges by the last quarter, which was not marked with
+        found, before = looking.find([example]), [positions(scale) for scale in range(4)]
+    frames = [*lows, example.low.roll(50, dims=0), example.low.roll(100, dims=0)]      # explained() judges by the last quarter, which was not marked with
     told = explained(vision, frames)
     mark_places(model, lows, found.prompts)
     assert explained(vision, frames) > max(0.9, (1 + told) / 2)
     assert (positions(0) - before[0]).abs().max() > 0.5
     assert all((positions(scale) - before[scale]).abs().max() < 1e-5 for scale in (1, 2, 3))
     with torch.no_grad():
-        assert (looking.find(example).prompts[:, -CHANNELS:] == 0).all(), "what no prompt has learnt to say yet changes no order"
+        assert (looking.find([example]).prompts[:, -CHANNELS:] == 0).all(), "what no prompt has learnt to say yet changes no order"
 
 
 def test_a_prompt_aims_at_the_middle_of_its_places():
@@ -57,7 +57,7 @@ def test_what_is_found_is_told_by_what_questions_name():
     truth, prob = torch.stack([place.float() for *_, place in asked]), torch.zeros(5, 729)
     prob[[0, 2], 3] = 1.0
     prob[[1, 3, 4], 4] = 1.0
-    looking = SimpleNamespace(find=lambda example: SimpleNamespace(truth=truth, prob=prob))
+    looking = SimpleNamespace(find=lambda examples: SimpleNamespace(truth=truth, prob=prob))
     assert found_by(looking, [SimpleNamespace(asked=asked)]) == {"colour": [True], "place": [False], "colour and place": [True], "neither": [False]}
 
 

@@ -8,7 +8,6 @@ answer: scenes are answered the whole way, from places that the model picked; sp
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +18,18 @@ from ps3_sdk.errors import InputError
 
 from . import machine, nano
 from .closely import Closely
-from .examples import make_example
-from .frames import Ring
+from .examples import Cutter, make_example
+from .frames import MOST_QUESTIONS, Ring
 from .looking import Looking
 from .optimiser import Optimiser, schedule
-from .reading import DensePool, Reader, slot_accuracy
-from .spell import Speller, words_batch
+from .reading import DensePool, Reader, augmented, normalised, slot_accuracy
+from .spell import Speller, Words, words_batch
 from .state import Run
 
 BEFORE = {"look": "read", "look_on": "look", "answer": "look_on"}
-LOG_EVERY, SAVE_EVERY = 10, 50
-NUM_CHECKED = 24
-QUESTIONS, LOOKED = 8, 32       # of a scene, at most, that are answered; that are only looked for, which costs hardly more
+LOG_EVERY = 10
+NUM_CHECKED, TOGETHER = 24, 6   # held-out scenes; how many go through the networks together
+QUESTIONS = 8                   # of a scene, at most, that are answered; to look for more costs hardly more
 READING = 4.0           # weight of reading dense text beside looking, which else undoes it: Muon's steps have one length, whichever loss they serve
 
 
@@ -48,6 +47,8 @@ def main() -> None:
     parser.add_argument("--spelt", type=int, default=24, help="words of these windows that are spelt")
     parser.add_argument("--places", type=int, default=4, help="of the low-res grid that an answer looks at")
     parser.add_argument("--workers", type=int, default=1, help="that make frames, per process")
+    parser.add_argument("--dense-workers", type=int, default=1, help="that cut windows of dense text, per process")
+    parser.add_argument("--save-every", type=int, default=50, help="steps")
     parser.add_argument("--uses", type=int, default=2, help="of each frame, with other questions")
     parser.add_argument("--ring", type=int, default=24, help="frames in memory, 25 MB each, per process")
     parser.add_argument("--lr", type=float, default=1.0, help="factor on both learning rates")
@@ -63,11 +64,10 @@ def main() -> None:
 
 
 def work(options: argparse.Namespace, rank: int) -> None:
-    answering = options.stage == "answer"
-    pool = DensePool(options.pool, "train")
+    answering, cutter = options.stage == "answer", Cutter(options.device)
     model = nano.new_model(options.run / "model", options.seed)
     reader = Reader(model.vision.vision_model)
-    looking = Closely(model, reader, options.places) if answering else Looking(model, reader)
+    looking = Closely(model, reader, options.places, cutter=cutter) if answering else Looking(model, reader)
     begin(looking, options.run, options.begin or BEFORE[options.stage])
     speller = Speller(model, reader)
     if options.still:
@@ -76,54 +76,54 @@ def work(options: argparse.Namespace, rank: int) -> None:
     looking.to(options.device)
     optimiser = Optimiser(looking, muon_lr=0.01, adam_lr=1.2e-3)
     run = Run(options.run / options.stage, looking, optimiser)
-    rng, rng_data = (np.random.default_rng([options.seed, run.step, rank, stream]) for stream in (0, 1))
+    rng = np.random.default_rng([options.seed, run.step, rank, 0])
     scenes = options.scenes if answering else 0
     first = run.step * (scenes + options.looks) // options.uses + rank * 1_000_000 + answering * 500_000
-    ring = Ring("train", options.seed, options.ring, options.uses, options.workers, start=first)
-    held_out = [] if rank else HeldOut(options.pool)
-    sums: dict[str, list[float]] = {}
+    ring = Ring("train", options.seed, options.ring, options.uses, options.workers, start=first, cutter=cutter, memory=options.workers + 4 if cutter.cuda else None)
+    dense = Words(options.pool, [options.seed, run.step, rank, 1], options.windows, options.spelt).batches(options.dense_workers)
+    held_out = None if rank else HeldOut(options.pool, cutter)
+    sums: dict[str, list] = {}
 
-    def dense():
-        patches, ids, labels, words = words_batch(pool, rng_data, options.windows, 4, augment=True)
-        return patches, ids, labels, [words[i] for i in sorted(rng_data.permutation(len(words))[:options.spelt])]
-
-    def backward(loss: torch.Tensor, measures: dict[str, float]) -> None:
+    def backward(loss: torch.Tensor, measures: dict) -> None:
         loss.backward()
         for key, value in measures.items():
             sums.setdefault(key, []).append(value)
 
-    executor = ThreadPoolExecutor(1)
     try:
-        upcoming = executor.submit(dense)
         while run.step < options.steps:
             reader.smooth = None            # its table is trained in this stage
-            patches, ids, labels, words = upcoming.result()
-            upcoming = executor.submit(dense)
+            patches, ids, labels, words = next(dense)
+            patches, ids, labels = (t.to(options.device) for t in (patches, ids, labels))
             with machine.half(options):
-                slot, answer, slots, right = speller(*(t.to(options.device) for t in (patches, ids, labels)), words, rng)
-            backward(READING * slot + answer, {"spelt": float(np.mean(right)), "dense_slot": slot_accuracy(slots.cpu(), labels)})
-            for n in range(scenes + options.looks):
-                example = make_example(ring.next(), rng, questions=QUESTIONS if n < scenes else LOOKED)
-                with machine.half(options):
-                    loss, measures = looking(example, rng) if n < scenes else looking.search(example)
-                backward(loss / (scenes if n < scenes else options.looks), measures)
+                slot, answer, slots, right = speller(augmented(normalised(patches), rng), ids, labels, words, rng)
+            backward(READING * slot + answer, {"spelt": right.float().mean(), "dense_slot": slot_accuracy(slots, labels)})
+            for count, questions, losses in ((scenes, QUESTIONS, lambda examples: looking(examples, rng)), (options.looks, MOST_QUESTIONS, looking.search)):
+                if count:
+                    with machine.half(options):
+                        loss, measures = losses(ring.next(count, questions))
+                    backward(loss, measures)
             optimiser.step(options.lr * schedule(run.step / options.steps, decay_from=options.decay_from, least=options.least))
             run.step += 1
             if rank:
                 sums.clear()
                 continue
             if run.step % LOG_EVERY == 0:
-                run.log(**{key: float(np.nanmean(values)) for key, values in sums.items() if not np.isnan(values).all()})
+                run.log(**means(sums))
                 sums.clear()
             if run.step % options.check_every == 0 or run.step == options.steps:
                 run.log(**{f"val_{key}": value for key, value in held_out.check(looking, speller, options).items()})
-            if run.step % SAVE_EVERY == 0 or run.step == options.steps:
+            if run.step % options.save_every == 0 or run.step == options.steps:
                 run.save()
                 nano.save(model, options.run / "model", torch.float16)
                 reader.save_head(options.run / "model")
     finally:
-        executor.shutdown(wait=False, cancel_futures=True)
         ring.close()
+
+
+def means(measures: dict[str, list]) -> dict[str, float]:
+    """Of each measure, tensors or numbers, over those that are numbers at all."""
+    measures = {key: [float(value) for value in values] for key, values in measures.items()}
+    return {key: float(np.nanmean(values)) for key, values in measures.items() if not np.isnan(values).all()}
 
 
 def is_checkpoint(stage: str | None) -> bool:
@@ -149,20 +149,20 @@ def begin(module: nn.Module, run: Path, stage: str) -> None:
 class HeldOut:
     """Frames and dense text that no training sees; check() gives mean measures. exact: answers whose every token is the most probable one."""
 
-    def __init__(self, pool: Path):
+    def __init__(self, pool: Path, cutter: Cutter):
         from .scenes import Scenes
         scenes, rng = Scenes(split="val", seed=1), np.random.default_rng(7)
-        self.examples = [make_example(scenes[i], rng) for i in range(NUM_CHECKED)]
-        self.words = words_batch(DensePool(pool, "val"), np.random.default_rng(3), 96, 4, augment=False)
+        self.examples = [make_example(scenes[i], rng, MOST_QUESTIONS, cutter) for i in range(NUM_CHECKED)]
+        self.words = words_batch(DensePool(pool, "val"), np.random.default_rng(3), 96, 4)
 
     @torch.no_grad()
     def check(self, looking: Looking, speller: Speller, options: argparse.Namespace) -> dict[str, float]:
         rng, found = np.random.default_rng(0), {}
         with machine.half(options):
-            for example in self.examples:
-                for key, value in looking(example, rng)[1].items():
+            for start in range(0, NUM_CHECKED, TOGETHER):
+                for key, value in looking(self.examples[start:start + TOGETHER], rng)[1].items():
                     found.setdefault(key, []).append(value)
-            return {key: float(np.nanmean(values)) for key, values in found.items()} | speller.check(*self.words)
+            return means(found) | speller.check(*self.words)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""The losses of one question answered as the SDK answers it: places picked by the model's own score, all their patches of every scale,
-rows told how probable their place is, words said. It teaches to find what was asked among all that was picked.
+"""The losses of questions answered as the SDK answers them: places picked by the model's own score, all their patches of every scale,
+rows told how probable their place is, words said. They teach to find what was asked among all that was picked.
 """
 from __future__ import annotations
 
+from typing import NamedTuple, Sequence
+
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .examples import LOW_GRID, SCALES, Example, normalised
-from .looking import Looking, numbers, repeated, say, shares
+from .examples import LOW_GRID, SCALES, Cutter, Example
+from .looking import Looking, detached, padded, say, shares, taken
 from .nano import NOT_SEEN
 from .reading import GRID, IGNORED, PATCH_PX, slot_loss
 
@@ -16,94 +18,111 @@ UNSEEN = 1      # questions about things that are not shown, per look, at most: 
 TOLD = 0.2      # share of the questions whose places are told, so that reading is learnt while looking is not yet certain
 
 
+class Look(NamedTuple):
+    """Some places of a scene seen closely. cells: (places,) int64, ascending | asked: which of all questions are answered there | answers: how."""
+    scene: int
+    cells: np.ndarray
+    asked: list[int]
+    answers: list[str]
+
+
 class Closely(Looking):
     """places: how many low-res places are looked at closely, 4 for a budget of 482 patches | true_share: of looks at places that are right
-    for several questions, so that reading is learnt while looking is not yet certain."""
+    for several questions, so that reading is learnt while looking is not yet certain | cutter: what cuts their patches."""
 
-    def __init__(self, model, reader, places: int = 4, true_share: float = 0.7):
+    def __init__(self, model, reader, places: int = 4, true_share: float = 0.7, cutter: Cutter | None = None):
         super().__init__(model, reader)
-        self.places, self.true_share = places, true_share
+        self.places, self.true_share, self.cutter = places, true_share, cutter or Cutter()
 
-    def forward(self, example: Example, rng: np.random.Generator, looks: int = 2) -> tuple[Tensor, dict[str, float]]:
-        """Where gradients are kept, each look answers every question that it shows; else the one that it was made for, as the SDK does."""
-        learning = torch.is_grad_enabled()
-        losses, measures, seen, kv, questions, _, prob, truth = self.find(example)
-        told = prob.detach()
-        if learning:
-            told = torch.where(torch.rand(len(told), 1, device=told.device) < TOLD, truth.clamp(0.01, 0.99), told)
-        answer_losses, slot_losses, all_right, all_answers = [], [], [], []
-        for lead in range(min(looks, len(questions))):
-            wanted = prob[lead].detach()
-            if learning and rng.random() < self.true_share:
-                wanted = wanted + self.right_places(truth, lead, rng)
-            picked = wanted.topk(self.places).indices.sort().values
-            kept, answers = self.told_there(example, truth, picked, lead, rng) if learning else ([lead], [example.asked[lead][1]])
-            rows, place, slots = self.look(example, seen, picked)
-            slot_losses.append(slots)
-            if not kept:
-                continue
-            loss, right = self.answer(self.model.projector.told(rows[None], told[kept][:, place]), kv, [questions[i] for i in kept], answers)
-            answer_losses.append(loss)
-            all_right += right
-            all_answers += answers
-        losses["answer"] = torch.stack(answer_losses).mean() if answer_losses else losses["where"] * 0
-        losses["slot"] = torch.stack(slot_losses).mean()
-        return losses["answer"] + losses["slot"] + self.looked(losses), {**numbers(losses), **measures, **shares(all_right, all_answers)}
+    def forward(self, examples: Sequence[Example], rng: np.random.Generator, looks: int = 2) -> tuple[Tensor, dict]:
+        """looks: at each scene. Where gradients are kept, each look answers every question that it shows; else the one that it was made for, as the SDK does."""
+        found = self.find(examples)
+        losses, told = found.losses, found.prob.detach()
+        made = self.looks_at(examples, found, rng, looks, learning=torch.is_grad_enabled())
+        if torch.is_grad_enabled():
+            told = torch.where(torch.rand(len(told), 1, device=told.device) < TOLD, found.truth.clamp(0.01, 0.99), told)
+        rows, place, losses["slot"] = self.look(examples, found.seen, made)
+        of_look, asked = [n for n, look in enumerate(made) for _ in look.asked], [i for look in made for i in look.asked]
+        answers, right = [answer for look in made for answer in look.answers], torch.zeros(0, dtype=torch.bool)
+        losses["answer"] = losses["where"] * 0
+        if asked:
+            of_look, which = (torch.tensor(each, device=self.device) for each in (of_look, asked))
+            rows = self.model.projector.told(rows.index_select(0, of_look), told[which].gather(1, place[of_look]))
+            losses["answer"], right = self.answer(rows, taken(found.kv, found.of[which]), [found.questions[i] for i in asked], answers)
+        return losses["answer"] + losses["slot"] + self.looked(losses), {**detached(losses), **found.measures, **shares(right.tolist(), answers)}
 
-    def right_places(self, truth: Tensor, lead: int, rng) -> Tensor:
+    def looks_at(self, examples: Sequence[Example], found, rng: np.random.Generator, looks: int, learning: bool) -> list[Look]:
+        """Where to look closely, for the first `looks` questions of each scene, and what is asked there."""
+        prob, truth, first, made = found.prob.detach().cpu().numpy(), found.truth.cpu().numpy(), 0, []
+        for scene, example in enumerate(examples):
+            own = slice(first, first + len(example.asked))
+            for lead in range(min(looks, len(example.asked))):
+                wanted = prob[first + lead]
+                if learning and rng.random() < self.true_share:
+                    wanted = wanted + self.right_places(truth[own], lead, rng)
+                cells = np.sort(np.argpartition(-wanted, self.places)[:self.places])
+                kept, answers = self.told_there(example, truth[own], cells, lead, rng) if learning else ([lead], [example.asked[lead][1]])
+                made.append(Look(scene, cells, [first + i for i in kept], answers))
+            first = own.stop
+        return made
+
+    def right_places(self, truth: np.ndarray, lead: int, rng) -> np.ndarray:
         """Places of the text that question `lead` is about, and of others' texts as long as all fit: (729,) 0 or 1."""
-        chosen = truth[lead].clone()
+        chosen = truth[lead]
         for i in rng.permutation(len(truth)):
-            more = torch.maximum(chosen, truth[int(i)])
+            more = np.maximum(chosen, truth[i])
             if more.sum() <= self.places:
                 chosen = more
         return chosen
 
-    def told_there(self, example: Example, truth: Tensor, picked: Tensor, lead: int, rng) -> tuple[list[int], list[str]]:
-        """Which questions are answered where the places in `picked` can be read, and how; those whose text is there in part are left out.
+    def told_there(self, example: Example, truth: np.ndarray, cells: np.ndarray, lead: int, rng) -> tuple[list[int], list[str]]:
+        """Which of a scene's questions are answered where the places in `cells` can be read, and how; those whose text is there in part are left out.
 
         Of those that are not there the one that the look was made for comes first: what it found instead is most like what it was asked for.
         """
-        share = (truth[:, picked].sum(dim=1) / truth.sum(dim=1).clamp(min=1)).tolist()
+        share = truth[:, cells].sum(axis=1) / truth.sum(axis=1).clip(min=1)
         seen = [i for i, part in enumerate(share) if part == 1]
         unseen = sorted((int(i) for i in rng.permutation(len(share)) if share[i] == 0), key=lambda i: i != lead)[:UNSEEN]
         return seen + unseen, [example.asked[i][1] for i in seen] + [NOT_SEEN] * len(unseen)
 
-    def answer(self, rows: Tensor, kv, questions: list[list[int]], answers: list[str]) -> tuple[Tensor, list[bool]]:
+    def answer(self, rows: Tensor, kv, questions: list[list[int]], answers: list[str]) -> tuple[Tensor, Tensor]:
         """Answer pass: high-res rows (q, k, width) behind the low-res ones, then question and answer."""
-        said, targets = [], []
-        for question, text in zip(questions, answers):
-            answer = self.model.chat._encode(text) + self.end_ids
-            said.append(self.embed(question + self.tail_ids + answer[:-1]))
-            targets.append(torch.tensor([IGNORED] * (rows.shape[1] + len(question) + len(self.tail_ids) - 1) + answer, device=self.device))
-        rows = torch.cat([rows, nn.utils.rnn.pad_sequence(said, batch_first=True)], dim=1)
-        return say(self.model.llm, rows, nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED), repeated(kv, len(questions)))
+        said = [ids + self.end_ids for ids in self.model.chat.encode_many(answers)]
+        before = [[IGNORED] * (rows.shape[1] + len(question) + len(self.tail_ids) - 1) for question in questions]
+        spoken = padded([question + self.tail_ids + ids[:-1] for question, ids in zip(questions, said)], 0, self.device)
+        targets = padded([none + ids for none, ids in zip(before, said)], IGNORED, self.device)
+        return say(self.model.llm, torch.cat([rows, self.model.llm.embed(spoken)], dim=1), targets, kv)
 
-    def look(self, example: Example, seen, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All patches of some low-res places, (k,) int64 ascending, seen together -> rows of the language model, scale by scale, each row's place,
+    def look(self, examples: Sequence[Example], seen, looks: Sequence[Look]) -> tuple[Tensor, Tensor, Tensor]:
+        """All patches of each look's places, seen together -> rows of the language model (looks, k, width), scale by scale, each row's place (looks, k) int64,
         and the loss of what the halves of the 3780 px patches show."""
-        patches, positions, all_ids = [], [], []
-        for index, px in enumerate(SCALES, 1):
-            side = px // PATCH_PX // LOW_GRID
-            rows, columns = (cells // LOW_GRID).cpu()[:, None] * side + torch.arange(side), (cells % LOW_GRID).cpu()[:, None] * side + torch.arange(side)
-            ids = (rows[:, :, None] * (px // PATCH_PX) + columns[:, None, :]).flatten().sort().values
-            all_ids.append(ids.to(self.device))
-            patches.append(normalised(example.frame, px, PATCH_PX, ids.numpy()).to(self.device))
-            positions.append(self.positions(index, all_ids[-1]))
-        high = self.model.vision.vision_model.trunk(torch.cat(patches)[None], torch.cat(positions)[None], seen.kv).hidden[-1][0]
-        rows, place_of = [], []
-        for index, (px, ids, tokens) in enumerate(zip(SCALES, all_ids, high.split([len(ids) for ids in all_ids])), 1):
+        cells, to_device = np.stack([look.cells for look in looks]), lambda array: torch.from_numpy(array).to(self.device)
+        ids = [parts_of(cells, px // PATCH_PX) for px in SCALES]
+        patches = [torch.cat(self.cutter.patches(examples[look.scene].frame, [(px, PATCH_PX, each[n]) for px, each in zip(SCALES, ids)])) for n, look in enumerate(looks)]
+        positions = torch.cat([self.positions(index, to_device(each)) for index, each in enumerate(ids, 1)], dim=1)
+        of = torch.tensor([look.scene for look in looks], device=self.device)
+        high = self.model.vision.vision_model.trunk(torch.stack(patches), positions, taken(seen.kv, of)).hidden[-1]
+        rows, place = [], []
+        for index, (px, own, tokens) in enumerate(zip(SCALES, ids, high.split([each.shape[1] for each in ids], dim=1)), 1):
             grid = px // PATCH_PX
-            place = torch.full((grid * grid,), -1, device=self.device)
-            place[ids] = torch.arange(len(ids), device=self.device)
-            blocks = place.view(grid // 2, 2, grid // 2, 2).transpose(1, 2).reshape(-1, 4)
-            whole = torch.nonzero((blocks >= 0).all(dim=1))[:, 0]
-            rows.append(self.model.projector(tokens[blocks[whole]].flatten(1), index, whole, grid // 2))
-            place_of.append(places_of(whole, grid // 2))
-        labels = torch.from_numpy(example.slots.reshape(2, GRID * GRID, 2)[:, all_ids[-1].cpu().numpy()].astype(np.int64)).permute(1, 2, 0)
-        return torch.cat(rows), torch.cat(place_of), slot_loss(self.reader.slots(high[-len(labels):]), labels.to(self.device))
+            blocks = parts_of(cells, grid // 2)
+            inside = np.stack([(blocks // (grid // 2) * 2 + down) * grid + blocks % (grid // 2) * 2 + across for down in (0, 1) for across in (0, 1)], axis=-1)
+            where = to_device(np.stack([np.searchsorted(every, some) for every, some in zip(own, inside)]))     # of each block's patches among the look's
+            tiles = tokens.gather(1, where.flatten(1)[..., None].expand(-1, -1, tokens.shape[-1])).unflatten(1, where.shape[1:]).flatten(2)
+            rows.append(self.model.projector(tiles.flatten(0, 1), index, to_device(blocks.ravel()), grid // 2).unflatten(0, blocks.shape))
+            place.append(to_device(places_of(blocks, grid // 2)))
+        labels = np.stack([examples[look.scene].slots.reshape(2, GRID * GRID, 2)[:, own] for look, own in zip(looks, ids[-1])]).astype(np.int64)
+        slots = self.reader.slots(high[:, -ids[-1].shape[1]:])
+        return torch.cat(rows, dim=1), torch.cat(place, dim=1), slot_loss(slots, to_device(labels).permute(0, 2, 3, 1))
 
 
-def places_of(blocks: Tensor, side: int) -> Tensor:
+def parts_of(cells: np.ndarray, grid: int) -> np.ndarray:
+    """Low-res places (n, k) -> the ids of all parts of a grid x grid that lie in them, (n, k * side^2) int64, ascending."""
+    side = grid // LOW_GRID
+    rows, columns = (each[..., None] * side + np.arange(side) for each in (cells // LOW_GRID, cells % LOW_GRID))
+    return np.sort((rows[..., :, None] * grid + columns[..., None, :]).reshape(len(cells), -1), axis=1)
+
+
+def places_of(blocks, side: int):
     """Blocks of a scale with side x side of them -> the low-res places they lie in."""
     return blocks // side * LOW_GRID // side * LOW_GRID + blocks % side * LOW_GRID // side

@@ -1,35 +1,66 @@
-"""A scene and its questions as the tensors that a training step needs: pixels, places and labels in the grids of the model."""
+"""Scenes and their questions as the tensors that a training step needs: pixels, places and labels in the grids of the model."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ps3_sdk import _core
+from ps3_sdk.errors import RuntimeMissingError
 
 from .nano import NOT_SEEN
 from .reading import BASE_PX, CHARACTERS, MEAN, ORDERS, PATCH_PX, STD, slot_labels
 
 SCALES = (756, 1512, 3780)
 LOW_PX, VIEW_PX, VIEW_PATCH_PX, LOW_GRID = 378, 1512, 28, 27
+Part = tuple[int, int, np.ndarray]      # of a frame: side of the scale and of a patch in pixels, ids
 
 
 @dataclass
 class Example:
-    """low: (1, 729, 588) and view: (1, 2916, 2352) f32 normalised | asked: per question prompt, answer and the (27, 27) bool places its text lies in, none where
-    there is nothing to see | signs: (27, 27) bool, places of every item's text | slots: (2, 270, 540) uint8, characters and orders of the whole frame."""
+    """low: (729, 588) and view: (2916, 2352) f32 normalised, where training runs | asked: per question prompt and answer | where: (q, 729) bool, the places its
+    text lies in, none where there is nothing to see | signs: (729,) bool, places of every item's text | slots: (2, 270, 540) uint8, characters and orders of the
+    whole frame | frame: for more patches of it."""
     low: Tensor
     view: Tensor
-    asked: list[tuple[str, str, Tensor]]
+    asked: list[tuple[str, str]]
+    where: Tensor
     signs: Tensor
     slots: np.ndarray
     frame: object
 
 
-def normalised(frame, px: int, patch_px: int, ids: np.ndarray) -> Tensor:
-    return torch.from_numpy(_core.gather(frame, BASE_PX, px, patch_px, np.ascontiguousarray(ids, np.int32), MEAN, STD))
+class Cutter:
+    """Cuts patches out of frames as the SDK does, where training runs: on a GPU the core's kernels do it, of frames that were copied there once;
+    a core without kernels cuts on the processor and patches are copied."""
+
+    def __init__(self, device: str | torch.device = "cpu"):
+        self.device, self.cuda = torch.device(device), None
+        if self.device.type == "cuda":
+            try:
+                self.cuda = _core.Cuda(torch.cuda.current_stream(self.device).cuda_stream, self.device.index or 0)
+            except RuntimeMissingError as error:
+                print(f"patches are cut on the processor: {error}", flush=True)
+
+    def frame(self, pixels: np.ndarray):
+        """(h, w, 3) uint8 -> what patches() takes. On a GPU it is a copy, else pixels must stay as they are."""
+        plane = pixels if self.cuda is None else torch.from_numpy(pixels).to(self.device)
+        return _core.Frame("RGB", [plane], *pixels.shape[:2])
+
+    def patches(self, frame, parts: Sequence[Part]) -> list[Tensor]:
+        """Per part (K, 3 * patch_px^2) f32, normalised."""
+        if self.cuda is None:
+            return [torch.from_numpy(_core.gather(frame, BASE_PX, px, patch_px, np.ascontiguousarray(ids, np.int32), MEAN, STD)).to(self.device) for px, patch_px, ids in parts]
+        every = torch.from_numpy(np.concatenate([ids for *_, ids in parts]).astype(np.int32)).to(self.device).split([len(ids) for *_, ids in parts])
+        outs = [torch.empty(len(ids), 3 * patch_px ** 2, device=self.device) for _, patch_px, ids in parts]
+        self.cuda.gather(frame, BASE_PX, [(px, patch_px, ids, out) for (px, patch_px, _), ids, out in zip(parts, every, outs)], MEAN, STD)
+        return outs
+
+
+INPUTS = [(LOW_PX, PATCH_PX, np.arange(LOW_GRID ** 2)), (VIEW_PX, VIEW_PATCH_PX, np.arange((VIEW_PX // VIEW_PATCH_PX) ** 2))]
 
 
 def places(box_px, size: tuple[int, int], share: float = 0.12) -> np.ndarray:
@@ -45,18 +76,24 @@ def places(box_px, size: tuple[int, int], share: float = 0.12) -> np.ndarray:
     return found
 
 
-def make_example(slot, rng: np.random.Generator, questions: int | None = None) -> Example:
-    """slot: anything with frame, items, questions (training.frames.Slot or a Scene). questions: how many of them at most."""
-    h, w = slot.frame.shape[:2]
-    frame = _core.Frame("RGB", [slot.frame], h, w)
-    low = normalised(frame, LOW_PX, PATCH_PX, np.arange(LOW_GRID ** 2))[None]
-    view = normalised(frame, VIEW_PX, VIEW_PATCH_PX, np.arange((VIEW_PX // VIEW_PATCH_PX) ** 2))[None]
-    chosen = [slot.questions[i] for i in rng.permutation(len(slot.questions))][:questions]
-    nowhere = torch.zeros(LOW_GRID, LOW_GRID, dtype=torch.bool)
-    where = [nowhere if q.item is None else torch.from_numpy(places(slot.items[q.item].text_box_px, (h, w))) for q in chosen]
-    asked = [(q.prompt, q.answer if q.item is not None else NOT_SEEN, place) for q, place in zip(chosen, where)]
-    signs = np.any([np.zeros((LOW_GRID, LOW_GRID), bool), *(places(item.text_box_px, (h, w)) for item in slot.items)], axis=0)
-    return Example(low, view, asked, torch.from_numpy(signs), scene_labels(slot.items, (h, w)), frame)
+def asked_of(questions, items, size: tuple[int, int]) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """Prompt and answer of each question, and where its text is: (q, 729) bool."""
+    nowhere = np.zeros((LOW_GRID, LOW_GRID), bool)
+    where = [nowhere if q.item is None else places(items[q.item].text_box_px, size) for q in questions]
+    return [(q.prompt, q.answer if q.item is not None else NOT_SEEN) for q in questions], np.array(where).reshape(-1, LOW_GRID ** 2)
+
+
+def signs_of(items, size: tuple[int, int]) -> np.ndarray:
+    """(729,) bool: where any text is."""
+    return np.any([np.zeros((LOW_GRID, LOW_GRID), bool), *(places(item.text_box_px, size) for item in items)], axis=0).ravel()
+
+
+def make_example(scene, rng: np.random.Generator, questions: int | None = None, cutter: Cutter = Cutter()) -> Example:
+    """scene: anything with frame, items, questions, such as a Scene. questions: how many of them at most."""
+    size, frame = scene.frame.shape[:2], cutter.frame(scene.frame)
+    chosen = [scene.questions[i] for i in rng.permutation(len(scene.questions))][:questions]
+    asked, where = asked_of(chosen, scene.items, size)
+    return Example(*cutter.patches(frame, INPUTS), asked, torch.from_numpy(where), torch.from_numpy(signs_of(scene.items, size)), scene_labels(scene.items, size), frame)
 
 
 def scene_labels(items, size: tuple[int, int]) -> np.ndarray:

@@ -2,65 +2,84 @@
 from __future__ import annotations
 
 import multiprocessing as mp
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
+import torch
+
+from .examples import INPUTS, Cutter, Example, asked_of, scene_labels, signs_of
 
 NOTHING = 0.03          # share of frames in which there is nothing to see
+MOST_QUESTIONS = 32     # per use of a scene
 
 
 @dataclass
 class Slot:
-    """frame: (h, w, 3) uint8 in shared memory | items, questions: of the scene, other questions at each use | left: uses before it is made anew."""
-    frame: np.ndarray
-    items: list
-    questions: list
+    """A scene that training holds. frame: as a Cutter gives it | signs, slots: see Example | rounds: per use prompts with answers, and where | left: uses |
+    number: of the shared memory it lies in, None where it was copied."""
+    frame: object
+    signs: np.ndarray
+    slots: np.ndarray
+    rounds: list
     left: int
-    more: list = field(default_factory=list)
+    number: int | None
 
 
 class Ring:
-    """`size` scenes of a split, always some ready: next() gives one at random.
+    """Up to `size` scenes of a split, always some ready: next() gives examples of some of them, taken at random.
 
-    uses: how often each is given before a worker replaces it. start: index of the first scene.
+    uses: how often each is given before a new one takes its place; more often while there is none. start: index of the first scene.
+    memory: frames of 25 MB that are shared with the workers, default `size`; fewer do where a GPU takes copies.
     """
 
-    def __init__(self, split: str, seed: int, size: int = 48, uses: int = 3, workers: int = 1, frame_px: tuple[int, int] = (2160, 3840), start: int = 0, domains=None):
-        self.size, self.uses, self.frame_px = size, uses, frame_px
-        context = mp.get_context("spawn")
-        self._memory = [SharedMemory(create=True, size=3 * frame_px[0] * frame_px[1]) for _ in range(size)]
-        self._arrays = [np.ndarray((*frame_px, 3), np.uint8, memory.buf) for memory in self._memory]
+    def __init__(self, split: str, seed: int, size: int = 48, uses: int = 3, workers: int = 1, frame_px: tuple[int, int] = (2160, 3840), start: int = 0, domains=None,
+                 cutter: Cutter | None = None, memory: int | None = None):
+        self.size, self.uses, self.cutter = size, uses, cutter or Cutter()
+        context, memory = mp.get_context("spawn"), memory or size
+        self._memory = [SharedMemory(create=True, size=3 * frame_px[0] * frame_px[1]) for _ in range(memory)]
+        self._arrays = [np.ndarray((*frame_px, 3), np.uint8, each.buf) for each in self._memory]
         self._free, self._ready = context.Queue(), context.Queue()
-        self._slots: dict[int, Slot] = {}
+        self._slots: list[Slot] = []
         self._rng = np.random.default_rng([seed, start])
-        for i in range(size):
+        for i in range(memory):
             self._free.put(i)
-        names = [memory.name for memory in self._memory]
+        names = [each.name for each in self._memory]
         self._workers = [context.Process(target=_work, args=(names, self._free, self._ready, split, seed, start + n, workers, frame_px, domains, uses), daemon=True) for n in range(workers)]
         for worker in self._workers:
             worker.start()
 
-    def next(self) -> Slot:
-        """A scene; its frame stays as it is until `uses` calls have given it."""
-        while not self._slots or not self._ready.empty():
-            i, items, more = self._ready.get(timeout=600)
-            self._slots[i] = Slot(self._arrays[i], items, [], self.uses, more)
-        i = int(self._rng.choice(list(self._slots)))
-        slot = self._slots[i]
-        slot.left -= 1
-        slot.questions = slot.more[slot.left % len(slot.more)]
-        if slot.left <= 0 and len(self._slots) > 1:
-            slot = Slot(slot.frame.copy(), slot.items, slot.questions, 0)      # the worker overwrites it at once
-            del self._slots[i]
-            self._free.put(i)
-        return slot
+    def next(self, count: int = 1, questions: int | None = None) -> list[Example]:
+        """Examples of `count` scenes, different ones where there are as many, with at most so many questions each. Their frames are there until the next call."""
+        self._take()
+        chosen = self._rng.permutation(len(self._slots))[:count]
+        if len(chosen) < count:
+            chosen = np.concatenate([chosen, self._rng.integers(len(self._slots), size=count - len(chosen))])
+        examples = []
+        for slot in [self._slots[i] for i in chosen]:
+            slot.left -= 1
+            asked, where = slot.rounds[slot.left % len(slot.rounds)]
+            examples.append(Example(*self.cutter.patches(slot.frame, INPUTS), asked[:questions], torch.from_numpy(where[:questions]), torch.from_numpy(slot.signs), slot.slots, slot.frame))
+        return examples
+
+    def _take(self) -> None:
+        """New scenes in; those that were used often enough out, but for the last few."""
+        for slot in [slot for slot in self._slots if slot.left <= 0][:max(0, len(self._slots) - max(1, self.size // 4))]:
+            self._slots.remove(slot)
+            if slot.number is not None:
+                self._free.put(slot.number)
+        while not self._slots or len(self._slots) < self.size and not self._ready.empty():
+            i, signs, slots, rounds = self._ready.get(timeout=600)
+            frame = self.cutter.frame(self._arrays[i])
+            copied = self.cutter.cuda is not None
+            self._slots.append(Slot(frame, signs, slots, rounds, self.uses, None if copied else i))
+            if copied:
+                self._free.put(i)
 
     def close(self) -> None:
         for worker in self._workers:
             worker.terminate()
-        self._arrays = []
-        self._slots = {}
+        self._slots, self._arrays = [], []
         for memory in self._memory:
             memory.unlink()
 
@@ -85,23 +104,25 @@ def nothing_to_see(rng: np.random.Generator, frame: np.ndarray) -> np.ndarray:
 
 
 def _questions(scenes, rng, scene) -> list:
-    """Four rounds of questions: the same things in other words."""
+    """Four rounds of questions in another order: the same things in other words."""
     asked = [question for _ in range(4) for question in scenes.ask(rng, scene.domain, scene.items)]
-    return list({question.prompt: question for question in asked}.values())
+    different = list({question.prompt: question for question in asked}.values())
+    return [different[i] for i in rng.permutation(len(different))][:MOST_QUESTIONS]
 
 
 def _work(names, free, ready, split, seed, first, stride, frame_px, domains, uses) -> None:
     from .scenes import Scenes
+    torch.set_num_threads(1)
     memory = [SharedMemory(name=name) for name in names]
     scenes = Scenes(split=split, seed=seed, frame_px=frame_px, **({"domains": domains} if domains else {}))
     index = first
     while True:
         i = free.get()
         scene, rng = scenes[index], np.random.default_rng([seed, index, 77])
-        asked, items = [_questions(scenes, rng, scene) for _ in range(uses)], scene.items
+        rounds, items = [_questions(scenes, rng, scene) for _ in range(uses)], scene.items
         if rng.random() < NOTHING:
             scene.frame[:], items = nothing_to_see(rng, scene.frame), []
-            asked = [[replace(question, answer="", item=None, box_px=None) for question in questions] for questions in asked]
+            rounds = [[replace(question, answer="", item=None, box_px=None) for question in questions] for questions in rounds]
         np.ndarray((*frame_px, 3), np.uint8, memory[i].buf)[:] = scene.frame
-        ready.put((i, items, asked))
+        ready.put((i, signs_of(items, frame_px), scene_labels(items, frame_px), [asked_of(questions, items, frame_px) for questions in rounds]))
         index += stride

@@ -5,7 +5,7 @@ state of a question is the prompt that places are compared with.
 """
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -26,20 +26,21 @@ AIM = 8.0       # of where a prompt says that its places are
 
 
 class Found(NamedTuple):
-    """seen: trunk output of the low-res tokens | kv: of their rows in the language model | questions: ids of each | prompts: (q, width) |
-    prob: (q, places) | truth: (q, places), the places that are right."""
+    """Of some scenes. seen: trunk output of their low-res tokens | kv: of their rows in the language model | questions: ids of each of all questions |
+    of: (q,) int64, which scene each is of | prompts: (q, width) | prob: (q, places) | truth: (q, places), the places that are right."""
     losses: dict[str, Tensor]
-    measures: dict[str, float]
+    measures: dict[str, Tensor]
     seen: TrunkOutput
     kv: list
     questions: list[list[int]]
+    of: Tensor
     prompts: Tensor
     prob: Tensor
     truth: Tensor
 
 
 class Looking(nn.Module):
-    """A VilaHd and the reading head; forward gives an example's losses and measures."""
+    """A VilaHd and the reading head; forward gives losses and measures of some examples, which go through the networks together."""
 
     def __init__(self, model, reader: Reader):
         super().__init__()
@@ -57,89 +58,97 @@ class Looking(nn.Module):
     def device(self) -> torch.device:
         return self.model.vision.vision_model.trunk.pos_embed.device
 
-    def forward(self, example: Example, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        return self.search(example)
+    def forward(self, examples: Sequence[Example], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.search(examples)
 
-    def search(self, example: Example) -> tuple[Tensor, dict[str, float]]:
+    def search(self, examples: Sequence[Example]) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of places alone."""
-        losses, measures, *_ = self.find(example)
-        return self.looked(losses), {**numbers(losses), **measures}
+        losses, measures, *_ = self.find(examples)
+        return self.looked(losses), {**detached(losses), **measures}
 
     def looked(self, losses: dict[str, Tensor]) -> Tensor:
         return losses["where"] + RIVALS * losses["rivals"] + SURE * losses["sure"] + AIM * losses["aim"] + 0.3 * losses["prior"]
 
-    def find(self, example: Example) -> Found:
+    def find(self, examples: Sequence[Example]) -> Found:
         """Where is what is asked, and where is anything to read?"""
-        vision, config, chat = self.model.vision.vision_model, self.model.config, self.model.chat
-        seen = vision.trunk(example.low.to(self.device), self.positions(0, torch.arange(LOW_GRID ** 2, device=self.device))[None])
+        vision, config, chat, count = self.model.vision.vision_model, self.model.config, self.model.chat, len(examples)
+        places = self.positions(0, torch.arange(LOW_GRID ** 2, device=self.device))
+        seen = vision.trunk(torch.stack([example.low for example in examples]), places.expand(count, -1, -1))
         features = torch.cat([seen.hidden[i] for i in config.vision.select_based_on_layer], dim=-1)
-        score = (vision.score_features(features), vision.view_features(example.view.to(self.device)))
-        _, kv = self.model.llm(torch.cat([self.embed(self.head_ids), self.model.projector.low(seen.hidden[-1][0])])[None])
-        questions = [chat._encode("\n" + prompt) for prompt, *_ in example.asked]
-        truth = torch.stack([place for *_, place in example.asked]).float().flatten(1).to(self.device)
-        prompts = self.model.projector.prompt(self.read_prompts(kv, questions))
-        prob, signs = self.prob(score, prompts), example.signs.flatten().to(self.device)
+        score = (vision.score_features(features), vision.view_features(torch.stack([example.view for example in examples])))
+        head = self.embed(self.head_ids).expand(count, -1, -1)
+        _, kv = self.model.llm(torch.cat([head, self.model.projector.low(seen.hidden[-1])], dim=1))
+        questions = chat.encode_many(["\n" + prompt for example in examples for prompt, _ in example.asked])
+        of = torch.repeat_interleave(torch.tensor([len(example.asked) for example in examples])).to(self.device)
+        truth = torch.cat([example.where for example in examples]).to(self.device).float()
+        signs = torch.stack([example.signs for example in examples]).to(self.device)
+        prompts = self.model.projector.prompt(self.read_prompts(taken(kv, of), questions))
+        prob = self.prob([part.index_select(0, of) for part in score], prompts)
         losses = {"aim": aim(prompts.float(), truth)}
         losses["where"], measures = self.where(prob, truth)
-        losses["rivals"], losses["sure"] = self.among(prob[:, signs], truth[:, signs])
-        losses["prior"], _ = self.where(self.prob(score, vision.prior_prompt[None]), example.signs.float().flatten()[None].to(self.device))
-        return Found(losses, measures, seen, kv, questions, prompts, prob, truth)
+        losses["rivals"], losses["sure"] = self.among(prob, truth, signs[of])
+        losses["prior"], _ = self.where(self.prob(score, vision.prior_prompt.expand(count, -1)), signs.float())
+        return Found(losses, measures, seen, kv, questions, of, prompts, prob, truth)
 
     def embed(self, ids: list[int]) -> Tensor:
         return self.model.llm.embed(torch.tensor(ids, device=self.device))
 
     def read_prompts(self, kv, questions: list[list[int]]) -> Tensor:
-        """Prompt pass: the last state of each question (q, width)."""
-        rows = [self.embed(question) for question in questions]
-        out = self.model.llm(nn.utils.rnn.pad_sequence(rows, batch_first=True), repeated(kv, len(questions)))[0]
-        return torch.stack([out[i, len(r) - 1] for i, r in enumerate(rows)])
+        """Prompt pass: the last state of each question (q, width), behind the rows of its frame, kv."""
+        out = self.model.llm(self.model.llm.embed(padded(questions, 0, self.device)), kv)[0]
+        last = torch.tensor([len(question) - 1 for question in questions], device=self.device)
+        return out[torch.arange(len(questions), device=self.device), last]
 
     def prob(self, score, prompts: Tensor) -> Tensor:
-        """(q, 729) probabilities, for prompts (q, width)"""
-        q, (low, view) = len(prompts), score
+        """(q, 729) probabilities, for prompts (q, width) and what score compares them with, (q, places, width) each."""
         with torch.autocast(prompts.device.type, enabled=False):        # those near 0 and 1 need more digits
-            expand = lambda part: part.float().expand(q, -1, -1)
-            return self.model.vision.vision_model.score(expand(low), expand(view), prompts.float()).flatten(1).clamp(1e-6, 1 - 1e-6)
+            return self.model.vision.vision_model.score(*(part.float() for part in score), prompts.float()).flatten(1).clamp(1e-6, 1 - 1e-6)
 
-    def where(self, prob: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def where(self, prob: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and recall of places, both (q, 729); a row of truth that is all zeros has nothing to find."""
         logit = torch.logit(prob)           # 5 z, z in -1..1
-        there = truth.sum(dim=1) > 0
-        loss = F.binary_cross_entropy_with_logits(logit, truth, pos_weight=torch.tensor(10.0, device=logit.device))
-        measures = {}
-        if there.any():
-            share = truth[there] / truth[there].sum(dim=1, keepdim=True)
-            loss = loss + CONTRAST * F.cross_entropy(logit[there] / 5 * self.log_temperature.exp(), share)
-            with torch.no_grad():
-                measures["hit"] = float(truth[there].gather(1, logit[there].argmax(dim=1, keepdim=True)).mean())
-                for k in (4, 6):
-                    best = logit[there].topk(k, dim=1).indices
-                    measures[f"recall{k}"] = float((truth[there].gather(1, best).sum(dim=1) / truth[there].sum(dim=1)).mean())
-        return loss, measures
+        there, share = shares_of(truth)
+        contrast = -(share * F.log_softmax(logit / 5 * self.log_temperature.exp(), dim=1)).sum() / there.sum().clamp(min=1)
+        loss = F.binary_cross_entropy_with_logits(logit, truth, pos_weight=torch.tensor(10.0, device=logit.device)) + CONTRAST * contrast
+        with torch.no_grad():
+            best = logit.topk(6, dim=1).indices
+            found = {"hit": truth.gather(1, best[:, :1])[:, 0], **{f"recall{k}": share.gather(1, best[:, :k]).sum(dim=1) for k in (4, 6)}}
+            return loss, {name: each.sum() / there.sum() for name, each in found.items()}       # none where nothing is there: 0 / 0
 
-    def among(self, prob: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses of telling texts apart, both (q, places of texts): which is it, and how sure may one be? 0 where a frame has none."""
-        if not prob.shape[1]:
-            return prob.sum() * 0, prob.sum() * 0
-        logit, there = torch.logit(prob), truth.sum(dim=1) > 0
-        sure = F.binary_cross_entropy_with_logits(logit, truth)
-        if not there.any():
-            return sure * 0, sure
-        return F.cross_entropy(2 * logit[there], truth[there] / truth[there].sum(dim=1, keepdim=True)), sure
+    def among(self, prob: Tensor, truth: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of telling a frame's texts apart, all (q, places): which is it, and how sure may one be? signs: bool, where texts are; 0 where there are none."""
+        logit, (there, share) = torch.logit(prob), shares_of(truth)
+        sure = (F.binary_cross_entropy_with_logits(logit, truth, reduction="none") * signs).sum() / signs.sum().clamp(min=1)
+        chosen = F.log_softmax((2 * logit).masked_fill(~signs, -1e4), dim=1)
+        return -(share * chosen).sum() / there.sum().clamp(min=1), sure
 
 
-def repeated(kv, count: int):
-    """Keys and values of one sequence for `count` that go on from it."""
-    return [(k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in kv]
+def shares_of(truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (q, places): which rows have a place, and each row divided by how many it has."""
+    count = truth.sum(dim=1, keepdim=True)
+    return count[:, 0] > 0, truth / count.clamp(min=1)
 
 
-def say(llm, rows: Tensor, wanted: Tensor, kv=None) -> tuple[Tensor, list[bool]]:
-    """Rows (q, n, width) through the language model: mean loss of the tokens in wanted (q, n), IGNORED where any will do, and which answers are right whole."""
+def taken(kv, of: Tensor):
+    """Keys and values of some sequences for others that go on from them: of (n,) int64 says which from which."""
+    return [(k.index_select(0, of), v.index_select(0, of)) for k, v in kv]
+
+
+def padded(lists: Sequence[list[int]], value: int, device: torch.device) -> Tensor:
+    """Lists of ids as one (n, longest) int64, `value` behind the shorter ones."""
+    out = np.full((len(lists), max(map(len, lists))), value, np.int64)
+    for row, ids in zip(out, lists):
+        row[:len(ids)] = ids
+    return torch.from_numpy(out).to(device)
+
+
+def say(llm, rows: Tensor, wanted: Tensor, kv=None) -> tuple[Tensor, Tensor]:
+    """Rows (q, n, width) through the language model: mean loss of the tokens in wanted (q, n), IGNORED where any will do, and which answers are right whole, (q,) bool."""
     out, counted = llm(rows, kv)[0], wanted != IGNORED
     logits = llm.logits(out[counted]).float()
     good = torch.ones_like(wanted, dtype=torch.bool)
     good[counted] = logits.detach().argmax(-1) == wanted[counted]
-    return F.cross_entropy(logits, wanted[counted]), good.all(dim=1).tolist()
+    return F.cross_entropy(logits, wanted[counted]), good.all(dim=1)
 
 
 def shares(right: list[bool], answers: list[str]) -> dict[str, float]:
@@ -148,8 +157,8 @@ def shares(right: list[bool], answers: list[str]) -> dict[str, float]:
     return {"exact": float(right[text].mean()) if text.any() else float("nan"), "refused": float(right[~text].mean()) if (~text).any() else float("nan")}
 
 
-def numbers(losses: dict[str, Tensor]) -> dict[str, float]:
-    return {name: float(loss.detach()) for name, loss in losses.items()}
+def detached(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: loss.detach() for name, loss in losses.items()}
 
 
 def template_ids(chat) -> tuple[list[int], list[int], list[int]]:

@@ -35,17 +35,14 @@ def coordinates(grid: int) -> Tensor:
 
 def aim(prompts: Tensor, truth: Tensor) -> Tensor:
     """How far prompts (q, width) aim beside the middle of the right places (q, grid * grid), of those questions that have one."""
-    there = truth.sum(dim=1) > 0
-    if not there.any():
-        return prompts.sum() * 0
-    at = coordinates(round(truth.shape[1] ** 0.5)).to(truth)[:, :2]
-    return beside(prompts[there], truth[there] @ at / truth[there].sum(dim=1, keepdim=True))
+    there, at = truth.sum(dim=1) > 0, coordinates(round(truth.shape[1] ** 0.5)).to(truth)[:, :2]
+    return (beside(prompts, truth @ at / truth.sum(dim=1, keepdim=True).clamp(min=1)) * there).sum() / there.sum().clamp(min=1)
 
 
 def beside(prompts: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared error of rows and columns: prompts (q, width), wanted (q, 2) in -1..1."""
+    """(q,) mean squared errors of row and column: prompts (q, width), wanted (q, 2) in -1..1."""
     length = AIMED * prompts.detach().norm(dim=1, keepdim=True)
-    return ((prompts[:, -CHANNELS:-CHANNELS + 2] / length - wanted) ** 2).mean()
+    return ((prompts[:, -CHANNELS:-CHANNELS + 2] / length - wanted) ** 2).mean(dim=1)
 
 
 @torch.no_grad()
@@ -53,7 +50,7 @@ def mark_places(model, lows: list[Tensor], prompts: Tensor) -> None:
     """Adds row and column to the low-res tokens' positions and gives the selection features CHANNELS that tell them.
 
     Both take directions that hardly anything else uses. Patches of the high-res scales keep the positions that they had: their residuals lose
-    what the low-res table gains. lows: (1, places, patch values) f32 each, of some frames; prompts: (n, width), of any questions.
+    what the low-res table gains. lows: (places, patch values) f32 each, of some frames; prompts: (n, width), of any questions.
     """
     vision = model.vision.vision_model
     grid, width = model.config.vision.grids[0], model.config.vision.width
@@ -71,7 +68,7 @@ def mark_places(model, lows: list[Tensor], prompts: Tensor) -> None:
 
 
 def _features(vision, low: Tensor) -> Tensor:
-    hidden = vision.trunk(low, _all_positions(vision, 0)[None]).hidden
+    hidden = vision.trunk(low[None], _all_positions(vision, 0)[None]).hidden
     return torch.cat([hidden[i] for i in vision.config.select_based_on_layer], dim=-1)
 
 
@@ -83,7 +80,7 @@ def _all_positions(vision, scale: int) -> Tensor:
 def _mark_tokens(vision, lows: list[Tensor], grid: int, width: int) -> None:
     """Row and column into the low-res position table, in the directions in which tokens of all blocks differ least."""
     spread = torch.zeros(width, width)
-    outputs = [vision.trunk(low, _all_positions(vision, 0)[None]).hidden for low in lows]
+    outputs = [vision.trunk(low[None], _all_positions(vision, 0)[None]).hidden for low in lows]
     for block in zip(*outputs):
         one = torch.cov(torch.cat([hidden[0] for hidden in block]).T)
         spread += one / one.trace()
@@ -137,7 +134,7 @@ def teach_words(looking, lows: list[Tensor], steps: int = STEPS, seed: int = 0, 
         now = _prompts(looking, lows[step % len(lows)], prompts)
         with torch.no_grad():
             were = _prompts(before, lows[step % len(lows)], prompts)
-        error = beside(now, torch.tensor(wanted))
+        error = beside(now, torch.tensor(wanted)).mean()
         turned = 1 - nn.functional.cosine_similarity(now[:, :-CHANNELS], were[:, :-CHANNELS]).mean()
         optimiser.zero_grad()
         (error + KEPT * turned).backward()
@@ -152,9 +149,10 @@ def teach_words(looking, lows: list[Tensor], steps: int = STEPS, seed: int = 0, 
 def _prompts(looking, low: Tensor, prompts) -> Tensor:
     model, vision = looking.model, looking.model.vision.vision_model
     with torch.no_grad():
-        tokens = vision.trunk(low, _all_positions(vision, 0)[None]).hidden[-1][0]
+        tokens = vision.trunk(low[None], _all_positions(vision, 0)[None]).hidden[-1][0]
         _, kv = model.llm(torch.cat([looking.embed(looking.head_ids), model.projector.low(tokens)])[None])
-    return model.projector.prompt(looking.read_prompts(kv, [model.chat._encode("\n" + prompt) for prompt in prompts]))
+    kv = [(k.expand(len(prompts), -1, -1, -1), v.expand(len(prompts), -1, -1, -1)) for k, v in kv]
+    return model.projector.prompt(looking.read_prompts(kv, model.chat.encode_many(["\n" + prompt for prompt in prompts])))
 
 
 @torch.no_grad()
@@ -175,7 +173,7 @@ def found_by(looking, examples) -> dict[str, list[bool]]:
     from .scenes.draw import ALL_COLOURS
     words, by = re.compile(r"\b(left|right|leftmost|rightmost|top|bottom|upper|lower|highest|lowest)\b"), {}
     for example in examples:
-        found = looking.find(example)
+        found = looking.find([example])
         for (prompt, *_), truth, prob in zip(example.asked, found.truth, found.prob):
             if truth.any():
                 named = [name for name, there in (("colour", set(prompt.split()) & set(ALL_COLOURS)), ("place", words.search(prompt))) if there]
@@ -219,7 +217,7 @@ def main() -> None:
     marking = examples("train")
     lows = [example.low for example in marking]
     with torch.no_grad():
-        prompts = torch.cat([looking.find(example).prompts for example in marking[:24]])
+        prompts = torch.cat([looking.find([example]).prompts for example in marking[:24]])
     mark_places(model, lows, prompts)
     teach_words(looking, lows[:16], options.steps)
     report()

@@ -70,7 +70,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 with torch.no_grad(), machine.half(options):
                     logits = torch.cat([forward(v.to(options.device), reader.positions(i.to(options.device))).cpu() for v, i in
                                         zip(val[0].split(options.batch), val[1].split(options.batch))])
-                run.log(val_slot=slot_accuracy(logits, val[2]), val_loss=float(slot_loss(logits, val[2])))
+                run.log(val_slot=float(slot_accuracy(logits, val[2])), val_loss=float(slot_loss(logits, val[2])))
             if run.step % SAVE_EVERY == 0 or run.step == options.steps:
                 run.save()
 

@@ -112,20 +112,26 @@ class DensePool:
             out[n] = self.patches[frame][r:r + rows, c:c + columns].reshape(-1, 588)
             labels[:, n] = label, self.orders[frame][r:r + rows, 2 * c:2 * (c + columns)]
             ids[n] = ((r + np.arange(rows))[:, None] * GRID + c + np.arange(columns)).ravel()
-        patches = torch.from_numpy(out).float().div_(127.5).sub_(1.0)
+        patches = normalised(torch.from_numpy(out))
         if easy:
             grey = patches[:round(easy * count)].view(-1, rows * columns, 3, 196)
             grey[:] = grey.mean(dim=2, keepdim=True)
         return augmented(patches, rng) if augment else patches, torch.from_numpy(ids), torch.from_numpy(window_labels(*labels))
 
 
+def normalised(patches: Tensor) -> Tensor:
+    """uint8 -> f32 in -1..1"""
+    return patches.float().div_(127.5).sub_(1.0)
+
+
 def augmented(patches: Tensor, rng: np.random.Generator) -> Tensor:
-    """Colours swapped, turned to their opposite, stronger or weaker, window by window and in place: (count, tokens, 588) in -1..1."""
-    for window in patches.view(len(patches), -1, 3, 196):
-        sign, gain = (-1.0 if rng.random() < 0.3 else 1.0), rng.uniform(0.6, 1.1)
-        changed = window[:, rng.permutation(3)].mul_(sign * gain)
-        torch.clamp(changed.add_(torch.from_numpy(rng.uniform(-0.2, 0.2, (3, 1)).astype(np.float32))), -1, 1, out=window)
-    return patches
+    """Colours swapped, turned to their opposite, stronger or weaker, window by window: (count, tokens, 588) in -1..1."""
+    count = len(patches)
+    gain = np.where(rng.random(count) < 0.3, -1.0, 1.0) * rng.uniform(0.6, 1.1, count)
+    order, shift = rng.permuted(np.tile(np.arange(3), (count, 1)), axis=1), rng.uniform(-0.2, 0.2, (count, 1, 3, 1))
+    order, gain, shift = (torch.from_numpy(each).to(patches.device) for each in (order, gain.astype(np.float32), shift.astype(np.float32)))
+    colours = patches.unflatten(2, (3, 196))
+    return colours.gather(2, order[:, None, :, None].expand_as(colours)).mul_(gain[:, None, None, None]).add_(shift).clamp_(-1, 1).flatten(2)
 
 
 class Reader(nn.Module):
@@ -178,7 +184,7 @@ def slot_loss(logits: Tensor, labels: Tensor, blank: float = 0.1) -> Tensor:
 
 
 @torch.no_grad()
-def slot_accuracy(logits: Tensor, labels: Tensor) -> float:
+def slot_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of the halves with a character whose most probable class is right."""
     shown = labels[..., 0] > 0
-    return float((logits[..., :CLASSES].argmax(-1) == labels[..., 0])[shown].float().mean())
+    return (logits[..., :CLASSES].argmax(-1) == labels[..., 0])[shown].float().mean()

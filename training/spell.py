@@ -5,20 +5,23 @@ the word; several words are asked of one window. With no frame and hardly a ques
 """
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .looking import say, template_ids
-from .reading import BASE_PX, GRID, IGNORED, PATCH_PX, DensePool, Reader, augmented, slot_accuracy, slot_loss, window_labels
+from .looking import padded, say, template_ids
+from .reading import BASE_PX, GRID, IGNORED, PATCH_PX, DensePool, Reader, normalised, slot_accuracy, slot_loss, window_labels
 
 ASKED = ("what does it say?", "what is written on it?", "read the text", "what is the number?", "which word is it?")
 ALONE, MOST_OTHERS = 0.3, 20     # share of the words whose blocks are shown alone; others beside at most
 WINDOW = (6, 18)                # patches
 
 
-def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: int, augment: bool):
-    """count windows around a word each, and up to `words` words inside each: patches (count, 108, 588) f32, ids and labels of the windows,
+def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: int):
+    """count windows around a word each, and up to `words` words inside each: patches (count, 108, 588) uint8, ids and labels of the windows,
     and per word the window it is in, its block numbers there, its text."""
     down, across = WINDOW
     out = np.empty((count, down * across, 588), np.uint8)
@@ -44,8 +47,26 @@ def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: in
         out[n] = pool.patches[frame][r:r + down, c:c + across].reshape(-1, 588)
         labels[:, n] = [part[frame][r:r + down, 2 * c:2 * (c + across)] for part in (pool.labels, pool.orders)]
         n += 1
-    patches = torch.from_numpy(out).float().div_(127.5).sub_(1.0)
-    return augmented(patches, rng) if augment else patches, torch.from_numpy(ids), torch.from_numpy(window_labels(*labels)), found
+    return torch.from_numpy(out), torch.from_numpy(ids), torch.from_numpy(window_labels(*labels)), found
+
+
+class Words(IterableDataset):
+    """Batches of words_batch without end, `spelt` words of each. A worker opens the pool itself, and now and then again: it may be growing."""
+
+    def __init__(self, pool: Path, seed: list[int], windows: int, spelt: int):
+        self.pool, self.seed, self.windows, self.spelt = pool, seed, windows, spelt
+
+    def __iter__(self):
+        worker = get_worker_info()
+        rng = np.random.default_rng([*self.seed, worker.id if worker else 0])
+        while True:
+            pool = DensePool(self.pool, "train")
+            for _ in range(100):
+                patches, ids, labels, words = words_batch(pool, rng, self.windows, 4)
+                yield patches, ids, labels, [words[i] for i in sorted(rng.permutation(len(words))[:self.spelt])]
+
+    def batches(self, workers: int):
+        return iter(DataLoader(self, batch_size=None, num_workers=workers, multiprocessing_context="spawn"))
 
 
 def window_around(box_px, size: tuple[int, int], rng: np.random.Generator | None) -> np.ndarray:
@@ -81,7 +102,7 @@ class Speller(nn.Module):
         self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
         self.asked = [model.chat._encode("\n" + text) for text in ASKED]
 
-    def forward(self, patches: Tensor, ids: Tensor, labels: Tensor, words, rng) -> tuple[Tensor, Tensor, Tensor, list[bool]]:
+    def forward(self, patches: Tensor, ids: Tensor, labels: Tensor, words, rng) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         model, device, (down, across) = self.model, patches.device, WINDOW
         llm, vision = model.llm, self.reader.vision
         high = vision.trunk(patches, self.reader.positions(ids)).hidden[-1]
@@ -92,24 +113,26 @@ class Speller(nn.Module):
         places, told = zip(*(among(place, down * across // 4, rng) for _, place, _ in words))
         window, place = np.concatenate([np.full(len(p), n) for p, (n, _, _) in zip(places, words)]), np.concatenate(places)
         parts = model.projector(tiles[window, place], 3, blocks[window, place], GRID // 2)
-        parts = model.projector.told(parts, torch.from_numpy(np.concatenate(told)).to(device)).split([len(p) for p in places])
-        head, rows, wanted = llm.embed(torch.tensor(self.head_ids, device=device)), [], []
-        for part, (_, _, text) in zip(parts, words):
-            answer = model.chat._encode(text) + self.end_ids
-            said = self.asked[int(rng.integers(len(self.asked)))] + self.tail_ids + answer
-            rows.append(torch.cat([head, part, llm.embed(torch.tensor(said[:-1], device=device))]))
-            wanted.append(torch.tensor([IGNORED] * (len(rows[-1]) - len(answer)) + answer, device=device))
-        wanted = nn.utils.rnn.pad_sequence(wanted, batch_first=True, padding_value=IGNORED)
-        answer, right = say(llm, nn.utils.rnn.pad_sequence(rows, batch_first=True), wanted)
+        parts = model.projector.told(parts, torch.from_numpy(np.concatenate(told)).to(device))
+        texts, first = model.chat.encode_many([text for *_, text in words]), len(self.head_ids)
+        sizes, spoken, wanted = [len(p) for p in places], [], []
+        for size, ids_of_text in zip(sizes, texts):
+            answer, question = ids_of_text + self.end_ids, self.asked[int(rng.integers(len(self.asked)))] + self.tail_ids
+            spoken.append(self.head_ids + [0] * size + question + answer[:-1])
+            wanted.append([IGNORED] * (len(spoken[-1]) - len(answer)) + answer)
+        word = torch.from_numpy(np.repeat(np.arange(len(words)), sizes)).to(device)
+        at = torch.from_numpy(np.concatenate([first + np.arange(size) for size in sizes])).to(device)
+        rows = llm.embed(padded(spoken, 0, device)).index_put((word, at), parts.float())
+        answer, right = say(llm, rows, padded(wanted, IGNORED, device))
         return slot_loss(slots, labels), answer, slots.detach(), right
 
     @torch.no_grad()
     def check(self, patches: Tensor, ids: Tensor, labels: Tensor, words, batch: int = 32) -> dict[str, float]:
         """Share of the slots and of the words that are right; arguments as words_batch gives them."""
-        rng, right, slots, device = np.random.default_rng(0), [], [], self.reader.head.weight.device
+        rng, right, slots, device, patches = np.random.default_rng(0), [], [], self.reader.head.weight.device, normalised(patches)
         for start in range(0, len(patches), batch):
             part, mine = slice(start, start + batch), [(n - start, place, text) for n, place, text in words if start <= n < start + batch]
             _, _, logits, good = self(*(t[part].to(device) for t in (patches, ids, labels)), mine, rng)
-            right += good
+            right += good.tolist()
             slots.append(logits.cpu())
-        return {"dense_slot": slot_accuracy(torch.cat(slots), labels), "spelt": float(np.mean(right))}
+        return {"dense_slot": float(slot_accuracy(torch.cat(slots), labels)), "spelt": float(np.mean(right))}

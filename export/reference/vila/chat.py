@@ -107,6 +107,9 @@ class Chat:
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids
 
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        return [each.ids for each in self._tokenizer.encode_batch(list(texts))]
+
     def _id(self, token: str) -> int:
         found = self._tokenizer.token_to_id(token)
         if found is None:

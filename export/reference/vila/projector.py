@@ -22,13 +22,13 @@ def pooling_weights(old: int, new: int, device: torch.device | None = None) -> T
 
 
 def low_blocks(tokens: Tensor, grid: int, r: int) -> Tensor:
-    """All blocks of a whole grid, zeros beyond its right and lower edge: (grid * grid, width) -> (m * m, r * r * width), m = ceil(grid / r).
+    """All blocks of a whole grid, zeros beyond its right and lower edge: (.., grid * grid, width) -> (.., m * m, r * r * width), m = ceil(grid / r).
 
     Blocks and the cells inside each are row-major, channels innermost.
     """
     m = -(-grid // r)
-    full = F.pad(tokens.unflatten(0, (grid, grid)), (0, 0, 0, m * r - grid, 0, m * r - grid))
-    return full.unflatten(1, (m, r)).unflatten(0, (m, r)).transpose(1, 2).reshape(m * m, -1)
+    full = F.pad(tokens.unflatten(-2, (grid, grid)), (0, 0, 0, m * r - grid, 0, m * r - grid))
+    return full.unflatten(-2, (m, r)).unflatten(-4, (m, r)).transpose(-4, -3).reshape(*tokens.shape[:-2], m * m, -1)
 
 
 class Projector(nn.Module):
@@ -56,7 +56,7 @@ class Projector(nn.Module):
         """Blocks of one scale -> rows (K, width of the language model), position included.
 
         Args:
-            blocks: (K, r * r * vision width), cells row-major, channels innermost.
+            blocks: (.., K, r * r * vision width), cells row-major, channels innermost.
             scale: 0 is the low-res one. ids: (K,) int64, block ids on its grid x grid blocks.
         """
         rows = self.layers(blocks)
@@ -71,7 +71,7 @@ class Projector(nn.Module):
         return rows if self.high_res_prob_embed is None else rows + prob[..., None] * self.high_res_prob_embed[0, 0]
 
     def low(self, tokens: Tensor) -> Tensor:
-        """All low-res tokens of a frame, (g * g, vision width) -> (m * m, width)."""
+        """All low-res tokens of a frame, (.., g * g, vision width) -> (.., m * m, width)."""
         grid = -(-self.grid // self.r)
         return self(low_blocks(tokens, self.grid, self.r), 0, torch.arange(grid * grid, device=tokens.device), grid)
 
