@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 
 from ps3_sdk.errors import InputError
 from ps3_sdk.training import nano
+from ps3_sdk.training.examples import Cutter
 from ps3_sdk.training.looking import Looking
 from ps3_sdk.training.reading import Reader
 from test_training import folder     # noqa: F401, a fixture
@@ -117,3 +118,56 @@ def test_a_step_that_fails_ends_the_recipe_and_says_how_to_go_on(tmp_path, monke
     assert cli.main(["train", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert "curves ended with 2" in said and "run the same command again" in said and "--never" not in said
+
+
+class Copying(Cutter):
+    """As on a GPU, where frames are copied once and memory shared with the workers is free again at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.cuda = "a GPU"
+
+    def room(self, count, frame_px):
+        return [np.zeros((*frame_px, 3), np.uint8) for _ in range(count)]
+
+    def pin(self, array):
+        assert array.dtype == np.uint8
+
+    def frame(self, pixels, into=None):
+        into[:] = pixels
+        return Cutter().frame(into)
+
+    def patches(self, frame, parts):
+        return Cutter().patches(frame, parts)
+
+
+@pytest.mark.parametrize("cutter, memory", [(Cutter(), 3), (Copying(), 2)])
+def test_scenes_are_used_so_often_and_then_new_ones_come(cutter, memory):
+    from ps3_sdk.training import frames
+    ring = frames.Ring("train", 0, size=3, uses=2, workers=1, frame_px=(540, 960), cutter=cutter, memory=memory, fallback=True)
+    try:
+        seen = {}
+        for _ in range(12):
+            for example in ring.next(2, questions=3):
+                assert example.low.shape == (729, 588) and example.view.shape == (2916, 2352) and example.slots.shape == (2, 270, 540)
+                assert 0 < len(example.asked) <= 3 and example.where.shape == (len(example.asked), 729) and (example.signs | ~example.where.any(dim=0)).all()
+                seen[example.slots.tobytes()] = seen.get(example.slots.tobytes(), 0) + 1
+        assert len(ring._slots) <= 3 and len(seen) >= 4, seen.values()
+    finally:
+        ring.close()
+
+
+def test_words_come_from_other_processes_without_end(tmp_path):
+    from ps3_sdk.training.spell import Words
+    (tmp_path / "dense_train").mkdir()
+    rng, side = np.random.default_rng(0), np.arange(8)
+    boxes = np.stack([side * 400 + 50, side * 400 + 60, side * 400 + 120, side * 400 + 80], axis=1).astype(np.float32)
+    arrays = {"patches": rng.integers(0, 256, (270, 270, 588), np.uint8), "heights": np.zeros((270, 270), np.uint8), "orders": np.zeros((270, 540), np.uint8),
+              "words": np.array([(b"WORD", box) for box in boxes], np.dtype([("text", "S8"), ("box", "<f4", (4,))])), "labels": np.zeros((270, 540), np.uint8)}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"dense_train/00000.{name}.npy", array)
+    batches = Words(tmp_path, [1], 3, 5).batches(1)
+    first, second = next(batches), next(batches)
+    for patches, ids, labels, words in (first, second):
+        assert patches.shape == (3, 108, 588) and patches.dtype == torch.uint8 and ids.shape == (3, 108) and labels.shape == (3, 108, 2, 2) and 0 < len(words) <= 5
+    assert not torch.equal(first[0], second[0])

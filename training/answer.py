@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("stage", choices=tuple(BEFORE))
     parser.add_argument("--begin", help="stage of RUN, or a checkpoint folder; default: the stage before")
     parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--seconds", type=float, help="train for so long, in all sittings, instead of --steps")
     parser.add_argument("--scenes", type=int, default=1, help="answered per step and process, in stage answer")
     parser.add_argument("--looks", type=int, default=1, help="scenes per step and process that are only looked at")
     parser.add_argument("--still", action="store_true", help="the trunk stays as it is: looking alone learns, twice as fast, and no reading is lost")
@@ -89,8 +90,12 @@ def work(options: argparse.Namespace, rank: int) -> None:
         for key, value in measures.items():
             sums.setdefault(key, []).append(value)
 
+    def progress() -> float:
+        return machine.agreed(run.spent() / options.seconds if options.seconds else run.step / options.steps)
+
     try:
-        while run.step < options.steps:
+        done = progress()
+        while done < 1:
             reader.smooth = None            # its table is trained in this stage
             patches, ids, labels, words = next(dense)
             patches, ids, labels = (t.to(options.device) for t in (patches, ids, labels))
@@ -102,17 +107,18 @@ def work(options: argparse.Namespace, rank: int) -> None:
                     with machine.half(options):
                         loss, measures = losses(ring.next(count, questions))
                     backward(loss, measures)
-            optimiser.step(options.lr * schedule(run.step / options.steps, decay_from=options.decay_from, least=options.least))
+            optimiser.step(options.lr * schedule(done, decay_from=options.decay_from, least=options.least))
             run.step += 1
+            done = progress()
             if rank:
                 sums.clear()
                 continue
             if run.step % LOG_EVERY == 0:
                 run.log(**means(sums))
                 sums.clear()
-            if run.step % options.check_every == 0 or run.step == options.steps:
+            if run.step % options.check_every == 0 or done >= 1:
                 run.log(**{f"val_{key}": value for key, value in held_out.check(looking, speller, options).items()})
-            if run.step % options.save_every == 0 or run.step == options.steps:
+            if run.step % options.save_every == 0 or done >= 1:
                 run.save()
                 nano.save(model, options.run / "model", torch.float16)
                 reader.save_head(options.run / "model")

@@ -42,13 +42,30 @@ class Cutter:
         if self.device.type == "cuda":
             try:
                 self.cuda = _core.Cuda(torch.cuda.current_stream(self.device).cuda_stream, self.device.index or 0)
+                self._copying = torch.cuda.Stream(self.device)      # a copy need not wait for the networks
             except RuntimeMissingError as error:
                 print(f"patches are cut on the processor: {error}", flush=True)
 
-    def frame(self, pixels: np.ndarray):
-        """(h, w, 3) uint8 -> what patches() takes. On a GPU it is a copy, else pixels must stay as they are."""
-        plane = pixels if self.cuda is None else torch.from_numpy(pixels).to(self.device)
+    def frame(self, pixels: np.ndarray, into: Tensor | None = None):
+        """(h, w, 3) uint8 -> what patches() takes. On a GPU it is a copy, in `into` where that is given; else pixels must stay as they are."""
+        plane = pixels
+        if self.cuda is not None:
+            plane = torch.empty(pixels.shape, dtype=torch.uint8, device=self.device) if into is None else into
+            if into is None:
+                torch.cuda.current_stream(self.device).synchronize()        # what had that memory before may still be read
+            with torch.cuda.stream(self._copying):
+                plane.copy_(torch.from_numpy(pixels), non_blocking=True)
+            self._copying.synchronize()
         return _core.Frame("RGB", [plane], *pixels.shape[:2])
+
+    def room(self, count: int, frame_px: tuple[int, int]) -> list[Tensor | None]:
+        """Memory of the GPU for so many frames."""
+        return list(torch.empty((count, *frame_px, 3), dtype=torch.uint8, device=self.device)) if self.cuda is not None else [None] * count
+
+    def pin(self, array: np.ndarray) -> None:
+        """Memory that frames are copied from often: a GPU reads it faster when it stays where it is."""
+        if self.cuda is not None:
+            torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0)
 
     def patches(self, frame, parts: Sequence[Part]) -> list[Tensor]:
         """Per part (K, 3 * patch_px^2) f32, normalised."""

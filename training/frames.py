@@ -17,35 +17,39 @@ MOST_QUESTIONS = 32     # per use of a scene
 @dataclass
 class Slot:
     """A scene that training holds. frame: as a Cutter gives it | signs, slots: see Example | rounds: per use prompts with answers, and where | left: uses |
-    number: of the shared memory it lies in, None where it was copied."""
+    number: of the memory it lies in, shared or the GPU's."""
     frame: object
     signs: np.ndarray
     slots: np.ndarray
     rounds: list
     left: int
-    number: int | None
+    number: int
 
 
 class Ring:
     """Up to `size` scenes of a split, always some ready: next() gives examples of some of them, taken at random.
 
     uses: how often each is given before a new one takes its place; more often while there is none. start: index of the first scene.
-    memory: frames of 25 MB that are shared with the workers, default `size`; fewer do where a GPU takes copies.
+    memory: frames of 25 MB that are shared with the workers, default `size`; fewer do where a GPU takes copies. drawn: further options of Scenes.
     """
 
-    def __init__(self, split: str, seed: int, size: int = 48, uses: int = 3, workers: int = 1, frame_px: tuple[int, int] = (2160, 3840), start: int = 0, domains=None,
-                 cutter: Cutter | None = None, memory: int | None = None):
+    def __init__(self, split: str, seed: int, size: int = 48, uses: int = 3, workers: int = 1, frame_px: tuple[int, int] = (2160, 3840), start: int = 0,
+                 cutter: Cutter | None = None, memory: int | None = None, **drawn):
         self.size, self.uses, self.cutter = size, uses, cutter or Cutter()
         context, memory = mp.get_context("spawn"), memory or size
         self._memory = [SharedMemory(create=True, size=3 * frame_px[0] * frame_px[1]) for _ in range(memory)]
         self._arrays = [np.ndarray((*frame_px, 3), np.uint8, each.buf) for each in self._memory]
+        self._copies = self.cutter.room(size, frame_px)
+        self._empty = list(range(size))         # of the copies
+        for array in self._arrays:
+            self.cutter.pin(array)
         self._free, self._ready = context.Queue(), context.Queue()
         self._slots: list[Slot] = []
         self._rng = np.random.default_rng([seed, start])
         for i in range(memory):
             self._free.put(i)
         names = [each.name for each in self._memory]
-        self._workers = [context.Process(target=_work, args=(names, self._free, self._ready, split, seed, start + n, workers, frame_px, domains, uses), daemon=True) for n in range(workers)]
+        self._workers = [context.Process(target=_work, args=(names, self._free, self._ready, split, seed, start + n, workers, frame_px, uses, drawn), daemon=True) for n in range(workers)]
         for worker in self._workers:
             worker.start()
 
@@ -66,14 +70,12 @@ class Ring:
         """New scenes in; those that were used often enough out, but for the last few."""
         for slot in [slot for slot in self._slots if slot.left <= 0][:max(0, len(self._slots) - max(1, self.size // 4))]:
             self._slots.remove(slot)
-            if slot.number is not None:
-                self._free.put(slot.number)
+            self._free.put(slot.number) if self.cutter.cuda is None else self._empty.append(slot.number)
         while not self._slots or len(self._slots) < self.size and not self._ready.empty():
             i, signs, slots, rounds = self._ready.get(timeout=600)
-            frame = self.cutter.frame(self._arrays[i])
-            copied = self.cutter.cuda is not None
-            self._slots.append(Slot(frame, signs, slots, rounds, self.uses, None if copied else i))
-            if copied:
+            number = i if self.cutter.cuda is None else self._empty.pop()
+            self._slots.append(Slot(self.cutter.frame(self._arrays[i], self._copies[number]), signs, slots, rounds, self.uses, number))
+            if self.cutter.cuda is not None:
                 self._free.put(i)
 
     def close(self) -> None:
@@ -110,11 +112,11 @@ def _questions(scenes, rng, scene) -> list:
     return [different[i] for i in rng.permutation(len(different))][:MOST_QUESTIONS]
 
 
-def _work(names, free, ready, split, seed, first, stride, frame_px, domains, uses) -> None:
+def _work(names, free, ready, split, seed, first, stride, frame_px, uses, drawn) -> None:
     from .scenes import Scenes
     torch.set_num_threads(1)
     memory = [SharedMemory(name=name) for name in names]
-    scenes = Scenes(split=split, seed=seed, frame_px=frame_px, **({"domains": domains} if domains else {}))
+    scenes = Scenes(split=split, seed=seed, frame_px=frame_px, **drawn)
     index = first
     while True:
         i = free.get()

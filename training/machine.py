@@ -53,6 +53,15 @@ def average(parameters: list[Tensor]) -> None:
         parameter.grad = mean.view_as(parameter)
 
 
+def agreed(value: float) -> float:
+    """The first process's value, in all of them."""
+    if not dist.is_initialized():
+        return value
+    value = torch.tensor([value])
+    dist.broadcast(value, 0)
+    return float(value)
+
+
 def shared(stack: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
     """work(stack), which keeps shapes and takes each entry by itself; processes that hold the same stack do a share of it each."""
     if not dist.is_initialized():
