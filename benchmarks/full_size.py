@@ -138,7 +138,7 @@ def timed(call, asks):      # the median of some after two that do not count, or
 def run(python: str, script: str, *arguments) -> dict:
     result = subprocess.run([python, "-c", SHARED + script, *map(str, arguments)], capture_output=True, text=True)
     if result.returncode:
-        raise SystemExit(f"{python} failed:\n{result.stderr[-2000:]}")
+        raise RuntimeError(f"{python} failed:\n{result.stderr[-2000:]}")
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bundles", type=Path, help="folder that keeps the bundles")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="PLAN", help="engines, which run on a GPU by themselves")
+    parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="PLAN", help="more bundles of these shapes; engines run on a GPU whatever --device says")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     from ps3_sdk.measure import machine
@@ -181,6 +181,7 @@ def main() -> None:
     precisions = options.precision or ["fp16" if on_gpu else "fp32"]
     names = [*precisions, *also]
     runs: dict[str, list[dict]] = {name: [] for name in (*names, "peer", *["torch"] * on_gpu)}
+    failed: list[str] = []
     how = options.device, 10 if also or on_gpu else 1
     with tempfile.TemporaryDirectory() as folder:
         folder = options.bundles or Path(folder)
@@ -189,13 +190,21 @@ def main() -> None:
                 export_random(folder / f"{precision}.plan", precision)
         for i in range(options.rounds):
             for name in runs:
-                if name == "peer":
-                    done = run(options.peer, THEIRS, options.threads, *how)
-                elif name == "torch":
-                    done = run(sys.executable, FAIR, options.threads, *how, json.dumps(SO400M))
-                else:
-                    done = run(sys.executable, OURS, also.get(name, folder / f"{name}.plan"), options.threads, json.dumps(AGAIN), "cpu" if name in also else how[0], how[1], Path(__file__).parent)
+                try:
+                    if name == "peer":
+                        done = run(options.peer, THEIRS, options.threads, *how)
+                    elif name == "torch":
+                        done = run(sys.executable, FAIR, options.threads, *how, json.dumps(SO400M))
+                    else:
+                        done = run(sys.executable, OURS, also.get(name, folder / f"{name}.plan"), options.threads, json.dumps(AGAIN), *how, Path(__file__).parent)
+                except RuntimeError as error:       # the others are run all the same
+                    failed.append(name)
+                    print(f"  {name}: {error}", file=sys.stderr, flush=True)
+                    continue
                 runs[name].append(done)
+                print(f"  {name} {json.dumps(done)}", file=sys.stderr, flush=True)
+            if failed:
+                raise SystemExit(f"{', '.join(failed)} failed; see the messages before.")
             print(f"round {i + 1}: " + " | ".join(f"{name} {of[-1]['s']:.3f} s, {of[-1]['peak_gb']:.2f} GB" for name, of in runs.items()), flush=True)
     seconds = {name: statistics.median(run["s"] for run in of) for name, of in runs.items()}
     gigabytes = {name: max(run["peak_gb"] for run in of) for name, of in runs.items()}

@@ -1,13 +1,13 @@
 """Acceptance of the CUDA core on a GPU: every op checked against the processor, then timed by events.
 
-    python benchmarks/gpu.py [--check-only] [--rounds 20] [--bundle ONNX.plan] [--engine ENGINE.plan ..]
+    python benchmarks/gpu.py [--check-only [--small]] [--no-check] [--no-sanitizer] [--rounds 20] [--bundle ONNX.plan] [--also PLAN ..]
 
 Needs torch with CUDA, a core built with -DPS3_CUDA=ON and a GPU; says what is missing otherwise. Takes a few minutes.
 Beside each time of gather stands the rate of the bytes it must read (source pixels its windows cover, ids) and write, and the rate a
 plain copy reaches on the same GPU. The torch column is a fair way with torch alone: F.interpolate with antialias to the base picture,
 F.interpolate to each scale, and the picked patches by index (no unfolding). Times are medians over rounds of a CUDA graph of ten calls
 (torch: of two plain calls), with inputs that stay in the L2 cache where it holds them; the last line is one JSON object. Before the timings the
-ops run under compute-sanitizer where that is installed; after them whole encodes are held to the processor's and timed (gpu_ask.py).
+ops run, on small frames, under compute-sanitizer where that is installed; after them whole encodes are held to the processor's and timed (gpu_ask.py).
 """
 from __future__ import annotations
 
@@ -119,17 +119,19 @@ def make_ops(torch, seed=0):
             "table": floats(729, 1152), "residual": floats(270 * 270, 1152).astype(np.float16), "tokens": floats(2133, 1152)}
 
 
-def check(torch, cuda) -> dict:
-    """Every op on the GPU against the processor: equal to the bit. -> {name: cases}"""
-    done = {}
+def check(torch, cuda, small: bool = False) -> dict:
+    """Every op on the GPU against the processor: equal to the bit. small: two small frames only. -> {name: cases}"""
+    done, other = {}, {}
 
     def equal(name, got, expected):
-        if not np.array_equal(cuda.download(got), expected):
-            raise SystemExit(f"[gpu] {name} differs from the processor; needs equal bits. Please report it with: {cuda_name(torch)}")
+        got = cuda.download(got)
+        if not np.array_equal(got, expected):
+            apart = np.abs(got.astype(np.float64) - expected)
+            other.setdefault(name, []).append(f"{np.count_nonzero(got != expected)} of {got.size} values by up to {apart.max():.1e}")
         done[name] = done.get(name, 0) + 1
 
     ids = picks()
-    for height, width in ((1080, 1920), (2160, 3840), (4320, 7680), (481, 641)):
+    for height, width in ((270, 480), (481, 641)) if small else ((1080, 1920), (2160, 3840), (4320, 7680), (481, 641)):
         shared = frames(height - height % 2, width - width % 2)
         pixels = shared["pixels"]
         luma, chroma = np.ascontiguousarray(pixels[..., 1]), np.ascontiguousarray(pixels[:pixels.shape[0] // 2, :, 0])
@@ -140,6 +142,7 @@ def check(torch, cuda) -> dict:
                 outs = cuda.gather(device, BASE_PX, [(size, PATCH_PX, each, None) for size, each in ids.items()], *HALF, dtype)
                 for (size, each), out in zip(ids.items(), outs):
                     equal("gather", out, _core.gather(host, BASE_PX, size, PATCH_PX, each, *HALF).astype(dtype))
+            equal("gather of a host frame", cuda.gather(host, BASE_PX, [(3780, PATCH_PX, ids[3780], None)], *HALF)[0], _core.gather(host, BASE_PX, 3780, PATCH_PX, ids[3780], *HALF))
             low, view = np.arange(729, dtype=np.int32), np.arange(0, 2916, 7, dtype=np.int32)
             outs = cuda.gather(device, BASE_PX, [(378, 14, low, None), (1512, 28, view, None)], *HALF)
             equal("inputs", outs[0], _core.gather(host, BASE_PX, 378, 14, low, *HALF))
@@ -158,6 +161,10 @@ def check(torch, cuda) -> dict:
     equal("position_rows", cuda.position_rows(cuda.upload(a["table"]), 27, 270, some, cuda.upload(a["residual"])),
           _core.position_rows(a["table"], 27, 270, some, a["residual"]))
     equal("scatter", cuda.scatter(cuda.upload(a["tokens"][:len(some)]), some, 270, 270), _core.scatter(a["tokens"][:len(some)].copy(), some, 270, 270))
+    if other:
+        for name, how in other.items():
+            print(f"{name}: {len(how)} of {done[name]} cases differ: {'; '.join(how[:4])}")
+        raise SystemExit(f"[gpu] {', '.join(other)} differ from the processor; equal bits are needed. Please report it with: {cuda_name(torch)}")
     return done
 
 
@@ -234,7 +241,7 @@ def sanitize() -> None:
     if tool is None:
         print("compute-sanitizer is not installed: reads and writes outside of the arrays were not looked for", flush=True)
         return
-    done = subprocess.run([tool, "--error-exitcode", "9", sys.executable, __file__, "--check-only"], capture_output=True, text=True)
+    done = subprocess.run([tool, "--error-exitcode", "9", sys.executable, __file__, "--check-only", "--small"], capture_output=True, text=True)
     print(f"compute-sanitizer: {'nothing found' if done.returncode == 0 else 'NOT GOOD'}", flush=True)
     if done.returncode:
         print((done.stdout + done.stderr)[-3000:])
@@ -247,23 +254,28 @@ def cuda_name(torch) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check-only", action="store_true", help="no timings; what compute-sanitizer runs")
+    parser.add_argument("--check-only", action="store_true", help="no timings")
+    parser.add_argument("--small", action="store_true", help="check on small frames only; what compute-sanitizer runs")
+    parser.add_argument("--no-check", action="store_true", help="timings alone")
+    parser.add_argument("--no-sanitizer", action="store_true", help="do not run the checks under compute-sanitizer")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--bundle", help="of the whole encode (default: the embedded one)")
-    parser.add_argument("--engine", nargs="+", default=[], help="engines of the same model")
+    parser.add_argument("--also", nargs="+", default=[], help="engines and ONNX bundles of the same model")
     options = parser.parse_args()
     torch = gpu_or_exit()
-    done = check(torch, _core.Cuda())
-    print("equal to the processor, to the bit: " + ", ".join(f"{name} ({num})" for name, num in done.items()), flush=True)
+    if not options.no_check:
+        done = check(torch, _core.Cuda(), options.small)
+        print("equal to the processor, to the bit: " + ", ".join(f"{name} ({num})" for name, num in done.items()), flush=True)
     if options.check_only:
         return
-    sanitize()
+    if not options.no_check and not options.no_sanitizer:
+        sanitize()
     bench = Bench(torch, options.rounds)
     copy_gb_s = time_all(torch, bench)
     print(f"{cuda_name(torch)}; {machine()}")
     wanted = bench.rows["gather 2559 patches, 2160 rows NV12, float32"]["ms"]
     print(f"gather of 2559 patches from a 4K NV12 frame on the GPU: {wanted:.4f} ms, wanted at most 0.1: {'good' if wanted <= 0.1 else 'NOT GOOD'}")
-    ways = gpu_ask.run(options.bundle, options.engine, options.rounds)
+    ways = gpu_ask.run(options.bundle, options.also, options.rounds)
     print(json.dumps({"benchmark": "gpu", "gpu": cuda_name(torch), "copy_gb_s": copy_gb_s, "rows": bench.rows, "encodes": ways, "machine": machine()}))
 
 

@@ -1,9 +1,9 @@
 """A whole encode on a GPU beside the processor's: what is picked, how far tokens are off, what travels, and milliseconds. Part of gpu.py's acceptance.
 
-    python benchmarks/gpu_ask.py [--bundle ONNX.plan] [--engine ENGINE.plan ..] [--rounds 20]
+    python benchmarks/gpu_ask.py [--bundle ONNX.plan] [--also PLAN ..] [--rounds 20]
 
---bundle (default: the embedded one) runs on the processor as the measure of all, and by ONNX Runtime on the GPU where onnxruntime-gpu is; --engine adds
-engines of the same model. The frame is NV12 in the GPU's memory where the core has kernels, else in the host's. fp16 is held to 99 % of the same patches and 5e-3.
+--bundle (default: the embedded one) runs on the processor as the measure of all, and by ONNX Runtime on the GPU where onnxruntime-gpu is; --also adds
+engines and ONNX bundles of the same model. The frame is NV12 in the GPU's memory where the core has kernels, else in the host's. fp16 is held to 99 % of the same patches and 5e-3.
 The rest beside the networks is what an encode takes on the host's clock less the time inside of the networks' runs.
 """
 from __future__ import annotations
@@ -60,16 +60,16 @@ def on_gpu(planes, height: int, width: int):
         return Frame.of(planes, format="NV12")
 
 
-def run(bundle, engines, rounds: int) -> dict:
+def run(bundle, also, rounds: int) -> dict:
     """Prints a line per way to run it; -> {name: figures}. A way that is not to be had says why."""
     pixels = frames(2160, 3840)["pixels"]
     planes = (np.ascontiguousarray(pixels[..., 1]), np.ascontiguousarray(pixels[:1080, :, 0]))
     found = {}
     with ExitStack() as stack:
         theirs = stack.enter_context(Session(bundle, verify=False))
-        for name, open_it in [("onnxruntime cuda", lambda: Session(bundle, verify=False, device="cuda")), *((str(path), lambda path=path: Session(path, verify=False)) for path in engines)]:
+        for name, plan in [("onnxruntime cuda", bundle), *((str(path), path) for path in also)]:
             try:
-                ours = stack.enter_context(open_it())
+                ours = stack.enter_context(Session(plan, verify=False, device="cuda"))
                 frame = on_gpu(planes, 2160, 3840) if ours.ops.where == "cuda" else Frame.of(planes, format="NV12")
                 found[name] = {"ops": ours.ops.where, **compare(ours, theirs, frame, Frame.of(planes, format="NV12")), **clock(ours, frame, rounds)}
             except Ps3Error as error:
@@ -84,10 +84,10 @@ def run(bundle, engines, rounds: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle")
-    parser.add_argument("--engine", nargs="+", default=[])
+    parser.add_argument("--also", nargs="+", default=[])
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    print(json.dumps({"benchmark": "gpu_ask", "ways": run(options.bundle, options.engine, options.rounds), "machine": machine()}))
+    print(json.dumps({"benchmark": "gpu_ask", "ways": run(options.bundle, options.also, options.rounds), "machine": machine()}))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ def clock_networks(session) -> list[float]:
         return timed
     for network in session._networks.values():
         network.run = clocked(network.run)
+        if hasattr(network, "run_into"):
+            network.run_into = clocked(network.run_into)
     return inside
 
 
