@@ -18,7 +18,7 @@ from ps3_sdk.training.optimiser import Optimiser, orthogonal, schedule
 from ps3_sdk.training.pool import orders_of, words_of
 from ps3_sdk.training.reading import CHARACTERS, GRID, IGNORED, Reader, augmented, patches_of, slot_labels, slot_loss, window_labels
 from ps3_sdk.training.scenes import Scenes
-from ps3_sdk.training.spell import Speller, among, window_around
+from ps3_sdk.training.spell import Speller, among, among_others, window_around
 from ps3_sdk.training.state import Run
 
 SMALL = nano.Sizes(vision_width=32, vision_depth=2, vision_heads=2, view_hidden=16, view_width=16, language_width=32, language_depth=2, language_heads=2, language_mlp=64)
@@ -150,8 +150,9 @@ def test_spelling_reads_the_blocks_it_is_given(folder):
     ids = torch.from_numpy(np.stack([window_around((100, 100, 160, 120), (2160, 3840), None)] * 2).astype(np.int64))
     patches, labels = torch.randn(2, 108, 588), torch.zeros(2, 108, 2, 2, dtype=torch.int64)
     optimiser, losses = Optimiser(speller, muon_lr=0.02, adam_lr=1e-2), []
+    words = among_others([(0, np.array([0, 1]), "AB"), (1, np.array([2]), "7"), (1, np.array([3, 12]), "XY")], np.random.default_rng(0))
     for _ in range(25):
-        _, answer, slots, right = speller(patches, ids, labels, [(0, np.array([0, 1]), "AB"), (1, np.array([2]), "7"), (1, np.array([3, 12]), "XY")], np.random.default_rng(0))
+        _, answer, slots, right = speller(patches, ids, labels, words)
         answer.backward()
         optimiser.step()
         losses.append(float(answer.detach()))

@@ -29,7 +29,6 @@ from .state import Run
 BEFORE = {"look": "read", "look_on": "look", "answer": "look_on"}
 LOG_EVERY = 10
 NUM_CHECKED, TOGETHER = 24, 6   # held-out scenes; how many go through the networks together
-QUESTIONS = 8                   # of a scene, at most, that are answered; to look for more costs hardly more
 READING = 4.0           # weight of reading dense text beside looking, which else undoes it: Muon's steps have one length, whichever loss they serve
 
 
@@ -100,13 +99,12 @@ def work(options: argparse.Namespace, rank: int) -> None:
             patches, ids, labels, words = next(dense)
             patches, ids, labels = (t.to(options.device) for t in (patches, ids, labels))
             with machine.half(options):
-                slot, answer, slots, right = speller(augmented(normalised(patches), rng), ids, labels, words, rng)
+                slot, answer, slots, right = speller(augmented(normalised(patches), rng), ids, labels, words)
             backward(READING * slot + answer, {"spelt": right.float().mean(), "dense_slot": slot_accuracy(slots, labels)})
-            for count, questions, losses in ((scenes, QUESTIONS, lambda examples: looking(examples, rng)), (options.looks, MOST_QUESTIONS, looking.search)):
-                if count:
-                    with machine.half(options):
-                        loss, measures = losses(ring.next(count, questions))
-                    backward(loss, measures)
+            with machine.half(options):
+                examples = ring.next(scenes + options.looks, MOST_QUESTIONS)
+                loss, measures = looking(examples, rng, scenes) if scenes else looking.search(examples)
+            backward(loss, measures)
             optimiser.step(options.lr * schedule(done, decay_from=options.decay_from, least=options.least))
             run.step += 1
             done = progress()

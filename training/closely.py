@@ -14,6 +14,7 @@ from .looking import Looking, detached, padded, say, shares, taken
 from .nano import NOT_SEEN
 from .reading import GRID, IGNORED, PATCH_PX, slot_loss
 
+LOOKS, QUESTIONS = 2, 8         # close looks at a scene, and questions of it, that are answered
 UNSEEN = 1      # questions about things that are not shown, per look, at most: they are answered by NOT_SEEN
 TOLD = 0.2      # share of the questions whose places are told, so that reading is learnt while looking is not yet certain
 
@@ -34,11 +35,12 @@ class Closely(Looking):
         super().__init__(model, reader)
         self.places, self.true_share, self.cutter = places, true_share, cutter or Cutter()
 
-    def forward(self, examples: Sequence[Example], rng: np.random.Generator, looks: int = 2) -> tuple[Tensor, dict]:
-        """looks: at each scene. Where gradients are kept, each look answers every question that it shows; else the one that it was made for, as the SDK does."""
+    def forward(self, examples: Sequence[Example], rng: np.random.Generator, closely: int | None = None) -> tuple[Tensor, dict]:
+        """closely: how many of the examples, the first ones, are answered; in the others is only looked for places. Where gradients are kept,
+        each close look answers every question that it shows; else the one that it was made for, as the SDK does."""
         found = self.find(examples)
         losses, told = found.losses, found.prob.detach()
-        made = self.looks_at(examples, found, rng, looks, learning=torch.is_grad_enabled())
+        made = self.looks_at(examples[:closely], found, rng, learning=torch.is_grad_enabled())
         if torch.is_grad_enabled():
             told = torch.where(torch.rand(len(told), 1, device=told.device) < TOLD, found.truth.clamp(0.01, 0.99), told)
         rows, place, losses["slot"] = self.look(examples, found.seen, made)
@@ -51,19 +53,19 @@ class Closely(Looking):
             losses["answer"], right = self.answer(rows, taken(found.kv, found.of[which]), [found.questions[i] for i in asked], answers)
         return losses["answer"] + losses["slot"] + self.looked(losses), {**detached(losses), **found.measures, **shares(right.tolist(), answers)}
 
-    def looks_at(self, examples: Sequence[Example], found, rng: np.random.Generator, looks: int, learning: bool) -> list[Look]:
-        """Where to look closely, for the first `looks` questions of each scene, and what is asked there."""
+    def looks_at(self, examples: Sequence[Example], found, rng: np.random.Generator, learning: bool) -> list[Look]:
+        """Where to look closely, for the first LOOKS questions of each scene, and what is asked there, of its first QUESTIONS."""
         prob, truth, first, made = found.prob.detach().cpu().numpy(), found.truth.cpu().numpy(), 0, []
         for scene, example in enumerate(examples):
-            own = slice(first, first + len(example.asked))
-            for lead in range(min(looks, len(example.asked))):
+            own = slice(first, first + min(QUESTIONS, len(example.asked)))
+            for lead in range(min(LOOKS, len(example.asked))):
                 wanted = prob[first + lead]
                 if learning and rng.random() < self.true_share:
                     wanted = wanted + self.right_places(truth[own], lead, rng)
                 cells = np.sort(np.argpartition(-wanted, self.places)[:self.places])
                 kept, answers = self.told_there(example, truth[own], cells, lead, rng) if learning else ([lead], [example.asked[lead][1]])
                 made.append(Look(scene, cells, [first + i for i in kept], answers))
-            first = own.stop
+            first += len(example.asked)
         return made
 
     def right_places(self, truth: np.ndarray, lead: int, rng) -> np.ndarray:

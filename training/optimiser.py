@@ -60,21 +60,22 @@ class Muon:
 
     @torch.no_grad()
     def step(self) -> None:
-        by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
-        for parameter, buffer in zip(self.parameters, self.buffers):
-            if parameter.grad is None:
-                continue
-            buffer.lerp_(parameter.grad, 1 - self.momentum)
-            direction = parameter.grad.lerp(buffer, self.momentum)
-            parts = parameter.shape[0] // parameter.shape[1] if parameter.shape[0] % parameter.shape[1] == 0 and parameter.shape[0] // parameter.shape[1] == 3 else 1
-            for weight, update in zip(parameter.chunk(parts), direction.chunk(parts)):
-                by_shape.setdefault(tuple(weight.shape), []).append((weight, update))
-        dtype = torch.bfloat16 if by_shape and multiplies_bfloat16(self.buffers[0].device) else torch.float32
+        moved = [(weight, weight.grad, buffer) for weight, buffer in zip(self.parameters, self.buffers) if weight.grad is not None]
+        if not moved:
+            return
+        weights, grads, buffers = (list(each) for each in zip(*moved))
+        torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
+        directions = torch._foreach_lerp(grads, buffers, self.momentum)
+        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        for weight, direction in zip(weights, directions):
+            parts = 3 if weight.shape[0] == 3 * weight.shape[1] else 1
+            for pair in zip(weight.chunk(parts), direction.chunk(parts)):
+                by_shape.setdefault(tuple(pair[0].shape), []).append(pair)
+        torch._foreach_mul_(weights, 1 - self.lr * self.weight_decay)
+        dtype = torch.bfloat16 if multiplies_bfloat16(buffers[0].device) else torch.float32
         for (rows, columns), pairs in by_shape.items():
             updates = shared(torch.stack([update for _, update in pairs]), lambda part: orthogonal(part.to(dtype)).float())
-            size = max(1.0, rows / columns) ** 0.5
-            for (weight, _), update in zip(pairs, updates):
-                weight.mul_(1 - self.lr * self.weight_decay).add_(update, alpha=-self.lr * size)
+            torch._foreach_add_([weight for weight, _ in pairs], list(updates.unbind()), alpha=-self.lr * max(1.0, rows / columns) ** 0.5)
 
     def state_dict(self) -> dict:
         return {"buffers": self.buffers}

@@ -63,7 +63,7 @@ class Words(IterableDataset):
             pool = DensePool(self.pool, "train")
             for _ in range(100):
                 patches, ids, labels, words = words_batch(pool, rng, self.windows, 4)
-                yield patches, ids, labels, [words[i] for i in sorted(rng.permutation(len(words))[:self.spelt])]
+                yield patches, ids, labels, among_others([words[i] for i in sorted(rng.permutation(len(words))[:self.spelt])], rng)
 
     def batches(self, workers: int):
         return iter(DataLoader(self, batch_size=None, num_workers=workers, multiprocessing_context="spawn"))
@@ -92,8 +92,13 @@ def among(own: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.nda
     return np.concatenate([own, others])[order], told[order]
 
 
+def among_others(words, rng: np.random.Generator) -> list[tuple[int, np.ndarray, np.ndarray, int, str]]:
+    """Words as words_batch gives them -> per word its window, the blocks that are shown, how probable each is said to be, which of ASKED is asked, its text."""
+    return [(n, *among(own, WINDOW[0] * WINDOW[1] // 4, rng), int(rng.integers(len(ASKED))), text) for n, own, text in words]
+
+
 class Speller(nn.Module):
-    """forward(batch) -> slot loss, answer loss, logits of slots, which words are right whole. The trunk learns from the slots alone: what a language
+    """forward(batch), words as among_others gives them -> slot loss, answer loss, logits of slots, which words are right whole. The trunk learns from the slots alone: what a language
     model that cannot spell yet asks of it undoes its reading."""
 
     def __init__(self, model, reader: Reader):
@@ -102,7 +107,7 @@ class Speller(nn.Module):
         self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
         self.asked = [model.chat._encode("\n" + text) for text in ASKED]
 
-    def forward(self, patches: Tensor, ids: Tensor, labels: Tensor, words, rng) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, patches: Tensor, ids: Tensor, labels: Tensor, words) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         model, device, (down, across) = self.model, patches.device, WINDOW
         llm, vision = model.llm, self.reader.vision
         high = vision.trunk(patches, self.reader.positions(ids)).hidden[-1]
@@ -110,14 +115,13 @@ class Speller(nn.Module):
         tiles = high.detach().view(len(high), down // 2, 2, across // 2, 2, -1).transpose(2, 3).reshape(len(high), down * across // 4, -1)
         first = ids.view(-1, down // 2, 2, across // 2, 2)[:, :, 0, :, 0].flatten(1)        # patch of each block
         blocks = first // GRID // 2 * (GRID // 2) + first % GRID // 2
-        places, told = zip(*(among(place, down * across // 4, rng) for _, place, _ in words))
-        window, place = np.concatenate([np.full(len(p), n) for p, (n, _, _) in zip(places, words)]), np.concatenate(places)
+        windows, places, told, asked, texts = zip(*words)
+        sizes, spoken, wanted, first = [len(place) for place in places], [], [], len(self.head_ids)
+        window, place = (torch.from_numpy(array).to(device) for array in (np.repeat(windows, sizes), np.concatenate(places)))
         parts = model.projector(tiles[window, place], 3, blocks[window, place], GRID // 2)
         parts = model.projector.told(parts, torch.from_numpy(np.concatenate(told)).to(device))
-        texts, first = model.chat.encode_many([text for *_, text in words]), len(self.head_ids)
-        sizes, spoken, wanted = [len(p) for p in places], [], []
-        for size, ids_of_text in zip(sizes, texts):
-            answer, question = ids_of_text + self.end_ids, self.asked[int(rng.integers(len(self.asked)))] + self.tail_ids
+        for size, number, ids_of_text in zip(sizes, asked, model.chat.encode_many(texts)):
+            answer, question = ids_of_text + self.end_ids, self.asked[number] + self.tail_ids
             spoken.append(self.head_ids + [0] * size + question + answer[:-1])
             wanted.append([IGNORED] * (len(spoken[-1]) - len(answer)) + answer)
         word = torch.from_numpy(np.repeat(np.arange(len(words)), sizes)).to(device)
@@ -132,7 +136,7 @@ class Speller(nn.Module):
         rng, right, slots, device, patches = np.random.default_rng(0), [], [], self.reader.head.weight.device, normalised(patches)
         for start in range(0, len(patches), batch):
             part, mine = slice(start, start + batch), [(n - start, place, text) for n, place, text in words if start <= n < start + batch]
-            _, _, logits, good = self(*(t[part].to(device) for t in (patches, ids, labels)), mine, rng)
+            _, _, logits, good = self(*(t[part].to(device) for t in (patches, ids, labels)), among_others(mine, rng))
             right += good.tolist()
             slots.append(logits.cpu())
         return {"dense_slot": float(slot_accuracy(torch.cat(slots), labels)), "spelt": float(np.mean(right))}
