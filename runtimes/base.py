@@ -31,6 +31,13 @@ class Closable(Network, Protocol):
         """Give back a device's memory. A second call does nothing."""
 
 
+class Filling(Network, Protocol):
+    """What an adapter may offer beside, where it saves a copy from a device."""
+
+    def run_into(self, inputs: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) -> None:
+        """As run, with outputs written into these contiguous arrays of their types and shapes."""
+
+
 class Bindable(Network, Protocol):
     """What an adapter may offer beside. Who uses it asks with hasattr, and does without otherwise."""
 

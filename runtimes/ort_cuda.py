@@ -31,6 +31,9 @@ def load(bundle, name: str, threads: int = 0, keep: bool = True, stream: int | N
         raise RuntimeMissingError(f"[ort_cuda] onnxruntime {onnxruntime.__version__} here has {', '.join(onnxruntime.get_available_providers())}; {PROVIDER} is needed. "
                                   "pip uninstall onnxruntime && pip install 'ps3_sdk[gpu]', or leave device out to run on the CPU.")
     entry = bundle.manifest["networks"][name]
+    if any(port["name"].startswith("past_key_values.") and port["dtype"] == "float32" for port in entry["inputs"]):
+        # a language model in float32: its GroupQueryAttention is there for half precision alone, so all its rows would go to the processor and back
+        return ort.load(bundle, name, threads, keep)
     options = {"use_tf32": "0"} if entry["precision"] == "fp32" else {}     # fp32 means fp32, as on the CPU
     if stream is not None:
         options["user_compute_stream"] = str(stream)
@@ -61,20 +64,33 @@ class OrtCudaNetwork:
     def run(self, inputs: Mapping[str, "np.ndarray | OnDevice"], outputs: Sequence[str]) -> dict[str, "np.ndarray | OnDevice"]:
         stays = {key for key in outputs if f"past_{key}" in self._inputs or key in self._stays}
         try:
-            binding = self._session.io_binding()
-            for key, value in inputs.items():
-                if isinstance(value, OnDevice):
-                    binding.bind_input(key, DEVICE, 0, value.element_type, list(value.shape), value.address)
-                elif (device := getattr(value, "__cuda_array_interface__", None)) is not None:
-                    binding.bind_input(key, DEVICE, 0, np.dtype(device["typestr"]), list(device["shape"]), device["data"][0])
-                else:
-                    binding.bind_cpu_input(key, np.ascontiguousarray(value))
+            binding = self._bound_to(inputs)
             for key in outputs:
                 binding.bind_output(key, DEVICE if key in stays else "cpu")
             self._session.run_with_iobinding(binding, self._run_options)
             return {key: OnDevice(value) if key in stays else value.numpy() for key, value in zip(outputs, binding.get_outputs())}
         except Exception as error:
             raise _failed(self._name, inputs, error) from error
+
+    def run_into(self, inputs: Mapping[str, "np.ndarray | OnDevice"], arrays: Mapping[str, np.ndarray]) -> None:
+        try:
+            binding = self._bound_to(inputs)
+            for key, array in arrays.items():
+                binding.bind_output(key, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
+            self._session.run_with_iobinding(binding, self._run_options)
+        except Exception as error:
+            raise _failed(self._name, inputs, error) from error
+
+    def _bound_to(self, inputs: Mapping[str, "np.ndarray | OnDevice"]):
+        binding = self._session.io_binding()
+        for key, value in inputs.items():
+            if isinstance(value, OnDevice):
+                binding.bind_input(key, DEVICE, 0, value.element_type, list(value.shape), value.address)
+            elif (device := getattr(value, "__cuda_array_interface__", None)) is not None:
+                binding.bind_input(key, DEVICE, 0, np.dtype(device["typestr"]), list(device["shape"]), device["data"][0])
+            else:
+                binding.bind_cpu_input(key, np.ascontiguousarray(value))
+        return binding
 
     def bound(self, arrays: Mapping[str, np.ndarray]) -> "BoundOrtCudaNetwork":
         return BoundOrtCudaNetwork(self._session, self._name, self._run_options, arrays)
@@ -137,7 +153,8 @@ class OnDevice:
 class BoundOrtCudaNetwork:
     """A network some of whose inputs and outputs stay in the GPU's memory from run to run; see base.Bindable.
 
-    arrays are copied there once; to_host() brings back what runs have written since.
+    arrays are copied there once; to_host() brings back what runs have written since. Inputs are bound for each run anew: where an operator
+    that reads one runs on the processor, binding is what copies it there.
     """
 
     def __init__(self, session, name: str, run_options, arrays: Mapping[str, np.ndarray]):
@@ -146,15 +163,16 @@ class BoundOrtCudaNetwork:
         self._binding, self._outputs, self._arrays = session.io_binding(), [], {id(array): array for array in arrays.values()}
         self._values = {key: OrtValue.ortvalue_from_numpy(array, DEVICE, 0) for key, array in self._arrays.items()}
         inputs = {value.name for value in session.get_inputs()}
+        self._inputs = {key: self._values[id(array)] for key, array in arrays.items() if key in inputs}
         for key, array in arrays.items():
-            if key in inputs:
-                self._binding.bind_ortvalue_input(key, self._values[id(array)])
-            else:
+            if key not in inputs:
                 self._binding.bind_ortvalue_output(key, self._values[id(array)])
                 self._outputs.append(key)
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         try:
+            for key, value in self._inputs.items():
+                self._binding.bind_ortvalue_input(key, value)
             for key, array in inputs.items():
                 self._binding.bind_cpu_input(key, array)
             for key in outputs:

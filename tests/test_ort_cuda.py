@@ -108,3 +108,54 @@ def test_ops_on_a_gpu_are_equal_to_the_processors(photo):
         np.testing.assert_allclose(np.asarray(device.positions(picks)), host.positions(picks), atol=1e-6)
         low, view, prompt = (rng.standard_normal(shape, np.float32) for shape in ((729, geometry["width"]), (2916, geometry["view_width"]), (geometry["width"],)))
         np.testing.assert_array_equal(device.score(low, view, prompt), host.score(low, view, prompt))
+
+
+def test_float32_language_models_stay_on_the_processor(device, session):
+    """ONNX Runtime's attention of theirs has no float32 kernel for a GPU."""
+    from ps3_sdk.runtimes import ort
+    with ps3_sdk.Session(device="cuda") as ours:
+        assert isinstance(ours._networks["decode"], ort.OrtNetwork) and isinstance(ours._networks["encode"], ort_cuda.OrtCudaNetwork)
+
+
+def test_what_a_bound_network_reads_is_bound_anew_for_each_run(device, monkeypatch):
+    """Binding copies what an operator on the processor reads: bound once, it would be read as it was before the first run."""
+    import tiny_llm
+    made = onnxruntime.InferenceSession(str(tiny_llm.ONNX), providers=["CPUExecutionProvider"])
+    bound_inputs = []
+
+    class Binding:
+        def __init__(self):
+            self.real = made.io_binding()
+
+        def bind_ortvalue_input(self, key, value):
+            bound_inputs.append(key)
+            self.real.bind_ortvalue_input(key, value)
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+    class Recording:
+        get_inputs, io_binding = made.get_inputs, Binding
+
+        def run_with_iobinding(self, binding, options):
+            made.run_with_iobinding(binding.real, options)
+    c = tiny_llm.config()
+    shape = (1, c["num_key_value_heads"], 8, c["hidden_size"] // c["num_attention_heads"])
+    names = [value.name for value in made.get_inputs() if value.name.startswith("past")]
+    arrays = {name: np.zeros(shape, np.float32) for name in names}
+    arrays |= {name.replace("past_key_values", "present"): array for name, array in arrays.items()}
+    network = ort_cuda.BoundOrtCudaNetwork(Recording(), "decode", onnxruntime.RunOptions(), arrays)
+    for length in (1, 2):
+        bound_inputs.clear()
+        network.run({"inputs_embeds": np.ones((1, 1, c["hidden_size"]), np.float32), "attention_mask": np.ones((1, length), np.int64)}, ["logits"])
+        assert sorted(bound_inputs) == sorted(names)
+
+
+def test_tokens_are_written_where_they_are_wanted(device, seeded, session, photo):
+    with ps3_sdk.Session(seeded, device="cuda") as gpu:
+        look = gpu.look(photo)
+        picks = {756: np.arange(40, dtype=np.int32)}
+        patches, position = gpu.gather(look.frame, picks)
+        into = np.full((40, gpu.geometry["width"]), np.nan, np.float32)
+        assert gpu.encode_high_many(patches[None], position[None], [look.kv], into)[0] is into
+        np.testing.assert_allclose(into, session.encode_high(*session.gather(look.frame, picks), session.look(photo).kv), atol=2e-4)
