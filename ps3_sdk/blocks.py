@@ -6,9 +6,12 @@ probable. Elsewhere (r = 3) a block counts as probable as its patches on average
 """
 from __future__ import annotations
 
+from functools import reduce
 from typing import Sequence
 
 import numpy as np
+
+from . import _core
 
 RULES = ("patches", "blocks")
 
@@ -44,12 +47,19 @@ def select_blocks(prob: np.ndarray, n: int, count: int, taken: np.ndarray, r: in
     Returns:
         ascending int32 patch ids, `count` of them, fewer where fewer blocks are free. Ties: the lower block id wins.
     """
-    index, m = np.arange(n) * len(prob) // n, n // r
-    blocks = lambda grid: grid.reshape(m, r, m, r).transpose(0, 2, 1, 3).reshape(m * m, r * r)
-    scores = blocks(prob[np.ix_(index, index)].astype(np.float64)).mean(axis=1)     # double: means of equal values stay equal
-    cells = blocks(np.arange(n * n, dtype=np.int32))
-    scores[blocks(taken.reshape(n, n)).any(axis=1)] = -1
-    best = np.argsort(-scores, kind="stable")[:count // (r * r)]
-    ids = np.sort(cells[best[scores[best] >= 0]].reshape(-1))
+    m = n // r
+    rows_of = reduce(np.bitwise_or, (taken.reshape(n, n)[i::r] for i in range(r)))
+    used = reduce(np.bitwise_or, (rows_of[:, i::r] for i in range(r))).reshape(-1) != 0
+    wanted = min(count // (r * r), m * m - int(np.count_nonzero(used)))
+    if is_tie_rule([n], len(prob), r):      # a block is as probable as its cell
+        best = _core.select(prob, m, m, wanted, used.view(np.uint8))
+    else:
+        index = np.arange(n) * len(prob) // n
+        scores = prob[np.ix_(index, index)].astype(np.float64).reshape(m, r, m, r).transpose(0, 2, 1, 3).reshape(m * m, r * r).mean(axis=1)
+        scores[used] = -1                   # double: means of equal values stay equal
+        best = np.argsort(-scores, kind="stable")[:wanted]
+    rows, cols = np.divmod(best.astype(np.int32), np.int32(m))
+    side = np.arange(r, dtype=np.int32)
+    ids = np.sort((((rows * r)[:, None] + side)[:, :, None] * np.int32(n) + ((cols * r)[:, None] + side)[:, None, :]).reshape(-1))
     taken[ids] = 1
     return ids

@@ -87,15 +87,20 @@ def _together(aims: Sequence[Aim], budget: Budget, timings: Sequence[Timing], ru
             maps.append(_map(session, aim, scales_px[0] // patch_px, smooth))
     taken = [{px: np.zeros((px // patch_px) ** 2, np.uint8) for px in scales_px} for _ in aims]
     found = [{px: [] for px in scales_px} for _ in aims]        # per aim and scale, per look: (ids, tokens)
-    for counts in budget.looks if r == 1 else blocks.plan_blocks(budget.looks, list(map(len, taken[0].values())), r * r):
+    looks, whole = budget.looks if r == 1 else blocks.plan_blocks(budget.looks, list(map(len, taken[0].values())), r * r), None
+    for counts in looks:
         picks = []
         for prob, used, timing in zip(maps, taken, own):
             with timing.stage("select"):
                 picks.append({px: session.select(prob, px, count, used[px], r) for px, count in zip(scales_px, counts)})
         with shared(own, "gather"):
-            gathered = session.gather_many([aim.look.frame for aim in aims], picks)
+            gathered = session.gather_many([aim.look.placed or aim.look.frame for aim in aims], picks)
         with shared(own, "encode_high"):
-            high = session.encode_high_many(*gathered, [aim.look.kv for aim in aims])
+            if len(looks) == len(aims) == 1:        # the encoding's own array is where its tokens are written
+                low = aims[0].look.tokens
+                whole = np.empty((len(low) + gathered[0].shape[1], low.shape[1]), np.float32)
+                whole[:len(low)] = low
+            high = session.encode_high_many(*gathered, [aim.look.kv for aim in aims], into=None if whole is None else whole[len(low):])
         for each, tokens, parts, timing in zip(picks, high, found, own):
             ends = np.cumsum([len(ids) for ids in each.values()])
             for px, part in zip(scales_px, np.split(tokens, ends[:-1])):
@@ -103,7 +108,7 @@ def _together(aims: Sequence[Aim], budget: Budget, timings: Sequence[Timing], ru
     encodings = []
     for aim, prob, parts, timing, before in zip(aims, maps, found, own, timings):
         picked, tokens = _joined(parts)
-        encodings.append(Encoding(np.concatenate([aim.look.tokens, *tokens]), len(aim.look.tokens), prob, picked, patch_px,
+        encodings.append(Encoding(np.concatenate([aim.look.tokens, *tokens]) if whole is None else whole, len(aim.look.tokens), prob, picked, patch_px,
                                   aim.look.timing + before + timing, budget.notes + aim.query.notes))
         for name, ms in timing.stages_ms.items():
             before.add(name, ms)

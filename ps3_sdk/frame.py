@@ -113,6 +113,11 @@ class Frame:
         planes = [stream.download(_of_device(plane)) for plane in self._planes]
         return type(self)(planes, self.height, self.width, self.format, self.source, self.matrix, self.full_range)
 
+    def copied(self, copy):
+        """This frame of copies of its planes. copy: a plane, packed rows of uint8 in host memory -> where the core reads it."""
+        planes = [copy(np.ascontiguousarray(plane)) for plane in self._planes]
+        return type(self)(planes, self.height, self.width, self.format, self.source, self.matrix, self.full_range)
+
     def picture(self):
         """PIL image, mode RGB, (h, w): a copy to draw on, made anew at each call."""
         if self.device != "cpu":

@@ -16,7 +16,7 @@ from .similarity import Similarity, compare_regions
 class Look:
     """One frame seen once at low resolution. Made by Session.look; ask it as many questions as you like.
 
-    The frame's memory is not copied: leave it unchanged while the look is in use.
+    The frame's memory is not copied, but to a GPU where patches are cut there: leave it unchanged while the look is in use.
     """
     session: "Session"      # noqa: F821  (session.py imports this module)
     frame: Frame
@@ -27,6 +27,7 @@ class Look:
     timing: Timing = field(repr=False)
     rows: np.ndarray | None = None         # (low-res rows, language width) f32, what a language model sees of the frame
     memory: dict = field(default_factory=dict, repr=False)     # "read": what the language model has read, kept for the next question
+    placed: Frame | None = field(default=None, repr=False)     # the frame in the GPU's memory, where patches are cut there
 
     def ask(self, prompt: str = "", **options) -> Answer:
         """Answer one question about this frame; arguments as in Session.ask. The low-res pass is not repeated."""

@@ -30,6 +30,10 @@ class HostOps:
         view = None if view_features is None else np.asarray(view_features)
         return _core.score(np.asarray(low_features), view, prompt, self.tables.get("view_prompt_weight"), self.tables.get("view_prompt_bias"))
 
+    def placed(self, frames: Sequence) -> list:
+        """The frames where patches() reads them."""
+        return list(frames)
+
     def patches(self, frames: Sequence, picks: Sequence[Picks], patch_px: int) -> np.ndarray:
         """(frames, n, 3 * patch_px^2) f32: n patches of each frame, scale by scale."""
         g = self.geometry
@@ -96,11 +100,20 @@ class DeviceOps:
             raise InputError("[score] features or prompt hold values that make a probability NaN. Check the frame and what made the prompt.")
         return prob
 
+    def placed(self, frames: Sequence) -> list:
+        """Frames of the host copied to the GPU, each once however often it is gathered from; frames of the GPU themselves."""
+        with self._lock:
+            cuda, found = self._on_gpu(), []
+            for frame in frames:
+                found.append(frame if frame.device != "cpu" else frame.copied(lambda plane: self._put(plane, "uint8")))
+            cuda.synchronize()
+        return found
+
     def patches(self, frames: Sequence, picks: Sequence[Picks], patch_px: int):
         g, shape = self.geometry, (len(frames), count(picks), 3 * patch_px ** 2)
         with self._lock:
             cuda, found = self._on_gpu(), self._new(shape)
-            if self._stream and any(frame.device != "cpu" for frame in frames):
+            if self._stream and any(_is_the_users(frame) for frame in frames):
                 cuda.order_after(0)         # which what wrote the frame comes before
             for i, (frame, each) in enumerate(zip(frames, picks)):
                 cuda.gather(frame.core, g["scales_px"][-1], [(px, patch_px, ids, found[i][part]) for px, ids, part in parts(each)], g["mean"], g["std"])
@@ -138,11 +151,11 @@ class DeviceOps:
             raise ClosedError("[cuda] the session of these ops is closed; open a new one: ps3_sdk.Session(...).")
         return self._cuda
 
-    def _new(self, shape: Sequence[int]):
+    def _new(self, shape: Sequence[int], dtype: str = "float32"):
         """A DeviceTensor with garbage in it. Its block is of the next power of two, so that a few more patches fit into one that is there."""
         from .runtimes.cuda_driver import OUT_OF_MEMORY, CudaError
-        from .runtimes.device_memory import DeviceTensor
-        num_bytes = 4 * int(np.prod(shape))
+        from .runtimes.device_memory import BYTES, DeviceTensor
+        num_bytes = BYTES[dtype] * int(np.prod(shape))
         try:
             self._driver.use()
             block = self._pool.take(1 << max(num_bytes - 1, 255).bit_length())
@@ -151,12 +164,18 @@ class DeviceOps:
                 raise
             raise RuntimeFailedError(f"[gather] the GPU's memory is full, {num_bytes / 1e6:.0f} MB are needed. The session can be used further: let go of looks, close other programs, or ask "
                                      "with fewer tokens or a smaller batch.") from error
-        return DeviceTensor(self, block, block.address, shape, "float32")
+        return DeviceTensor(self, block, block.address, shape, dtype)
 
-    def _put(self, array: np.ndarray):
-        made = self._new(array.shape)
-        self._cuda.upload(np.ascontiguousarray(array, np.float32), made)
+    def _put(self, array: np.ndarray, dtype: str = "float32"):
+        made = self._new(array.shape, dtype)
+        self._cuda.upload(np.ascontiguousarray(array, dtype), made)
         return made
+
+
+def _is_the_users(frame) -> bool:
+    """Whether it lies on the GPU and was not placed there by ops."""
+    from .runtimes.device_memory import DeviceTensor
+    return frame.device != "cpu" and not isinstance(frame._planes[0], DeviceTensor)
 
 
 def parts(picks: Picks):

@@ -154,12 +154,13 @@ class Session(Stages):
         for group in (frames[start:start + batch] for start in range(0, len(frames), batch)):
             timing = Timing()
             with timing.stage("encode_low"):
-                seen, features = self._encode_low(group)
-                scores = self._score_features(group, features)
+                placed = self.ops.placed(group)
+                seen, features = self._encode_low(placed)
+                scores = self._score_features(placed, features)
                 rows = [self.language.low_rows(tokens) if self.language else None for tokens, _ in seen]
             share = timing.total_ms / len(group)
-            found += [Look(self, frame, tokens, kv, *scored, Timing({"encode_low": share}), row)
-                      for frame, (tokens, kv), scored, row in zip(group, seen, scores, rows)]
+            found += [Look(self, frame, tokens, kv, *scored, Timing({"encode_low": share}), row, placed=there)
+                      for frame, there, (tokens, kv), scored, row in zip(group, placed, seen, scores, rows)]
         return found
 
     def encode_text(self, texts: str | list[str]) -> np.ndarray:

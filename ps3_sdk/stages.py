@@ -110,12 +110,20 @@ class Stages:
         """(n, width) f32 tokens of picked patches, which attend to the low-res keys and values and to each other."""
         return self.encode_high_many(patches[None], position[None], [kv])[0]
 
-    def encode_high_many(self, patches: np.ndarray, position: np.ndarray, kvs: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
-        """encode_high of several, as gather_many() gives them, in one run."""
+    def encode_high_many(self, patches: np.ndarray, position: np.ndarray, kvs: list[dict[str, np.ndarray]], into: np.ndarray | None = None) -> list[np.ndarray]:
+        """encode_high of several, as gather_many() gives them, in one run. into: (n, width) f32 for the tokens of the first and only one."""
         if not patches.shape[1]:
             return [np.empty((0, self.geometry["width"]), np.float32) for _ in kvs]
         kv = {key: joined([each[key] for each in kvs]) for key in kvs[0]}
-        return list(self._run("encode", {"patches": patches, "position": position, "keep": np.array([0], np.int64), **kv}, ["tokens"])["tokens"])
+        inputs = {"patches": patches, "position": position, "keep": np.array([0], np.int64), **kv}
+        if into is None:
+            return list(self._run("encode", inputs, ["tokens"])["tokens"])
+        if hasattr(self._networks["encode"], "run_into"):
+            self._open()
+            self._networks["encode"].run_into(inputs, {"tokens": into[None]})
+        else:
+            into[...] = self._run("encode", inputs, ["tokens"])["tokens"][0]
+        return [into]
 
     def pool(self, encoding: Encoding | np.ndarray) -> np.ndarray:
         """(pooled_width,) f32, length 1: attention pooling of tokens, (n, width), or of an encoding's high-res ones, its low-res ones where there are none."""

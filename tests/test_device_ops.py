@@ -42,6 +42,7 @@ def kernels(gpu, monkeypatch):
     core_cuda.Driverless.gpu = gpu
     core_cuda.Cuda.made.clear()
     monkeypatch.setattr(_core, "Cuda", core_cuda.Cuda)
+    monkeypatch.setattr(_core, "Frame", core_cuda.frame)
     return core_cuda
 
 
@@ -69,9 +70,11 @@ def on_gpu(frame, kernels):
 
 def test_an_encoding_is_the_one_of_the_processors_ops(plan, kernels, gpu, photo, monkeypatch):
     with ps3_sdk.Session(plan, verify=False) as ours:
+        a = ours.encode(photo, "the name plate", tokens=300, smooth=True)
         monkeypatch.undo()      # what stands in for the driver stays, and with it no kernels
         with ps3_sdk.Session(plan, verify=False) as theirs:
-            a, b = (each.encode(photo, "the name plate", tokens=300, smooth=True) for each in (ours, theirs))
+            assert theirs.ops.where == "cpu"
+            b = theirs.encode(photo, "the name plate", tokens=300, smooth=True)
             np.testing.assert_array_equal(a.prob, b.prob)
             np.testing.assert_array_equal(a.tokens, b.tokens)
             assert {px: ids.tolist() for px, ids in a.picked.items()} == {px: ids.tolist() for px, ids in b.picked.items()}
@@ -93,11 +96,21 @@ def test_nothing_large_travels_but_the_tokens(session, kernels, gpu, photo):
     assert (moved["to_host"], moved["to_host_bytes"]) == (1, 4 * places), "the probabilities"
 
 
-def test_a_frame_in_host_memory_is_copied_as_it_is(session, photo):
+def test_a_frame_in_host_memory_is_copied_once_as_it_is(session, photo):
+    before = dict(session.ops.copies)
     look = session.look(photo)
+    copied = {key: session.ops.copies[key] - before[key] for key in before}
+    assert (copied["to_device"], copied["to_device_bytes"]) == (1 + 3, photo.nbytes + 4 * (2 * 27 * 27 + 54 * 54)), "the frame, ids of low-res patches twice and of the view"
+    assert look.placed.device == "cuda:0" and look.frame.device == "cpu"
     before = session.ops.copies["to_device"]
     look.encode("a boat", tokens=TOKENS)
-    assert session.ops.copies["to_device"] - before == 1 + 1 + 2 * 3, "prompt, frame, ids of three scales twice"
+    assert session.ops.copies["to_device"] - before == 1 + 2 * 3, "prompt, ids of three scales twice"
+
+
+def test_a_look_at_a_part_of_an_array_is_that_of_its_copy(session, photo):
+    part = photo[100:1180, 200:2120]
+    ours, theirs = (session.encode(each, "a boat", tokens=TOKENS) for each in (part, part.copy()))
+    np.testing.assert_array_equal(ours.tokens, theirs.tokens)
 
 
 def test_no_memory_is_taken_by_an_ask(session, kernels, gpu, photo):

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <map>
+#include <memory>
 #include <optional>
 
 #include "../ops/cuda_memory.h"
@@ -263,7 +264,8 @@ class CudaOps {
     Status status;
     {
       const py::gil_scoped_release release;
-      status = ops::copy_memory(reinterpret_cast<void*>(to), from, bytes, ops::Copy::kToDevice, stream_);
+      void* const at = reinterpret_cast<void*>(to);
+      status = bytes >= kFerried && !ops::reachable(from) ? ferry_->carry(at, from, bytes, stream_) : ops::copy_memory(at, from, bytes, ops::Copy::kToDevice, stream_);
     }
     raise_if_failed(status);
     num_in_ += 1;
@@ -284,8 +286,10 @@ class CudaOps {
     DeviceArray memory;
     GatherTables tables;
   };
+  static constexpr std::size_t kFerried = std::size_t{1} << 22;
   void* stream_;
   int device_ = 0;
+  std::unique_ptr<ops::Ferry> ferry_ = std::make_unique<ops::Ferry>();
   DeviceArray workspace_, staging_[2];
   std::vector<DeviceArray> id_memory_;
   std::size_t workspace_bytes_ = 0;

@@ -13,6 +13,23 @@ enum class Copy { kToDevice, kToHost };
 void free_device(void* at) noexcept;
 /// Enqueued on the stream; from and to pageable host memory it returns when that memory may be used again.
 [[nodiscard]] Status copy_memory(void* to, const void* from, std::size_t bytes, Copy direction, void* stream) noexcept;
+/// Pinned memory through which large pageable memory goes to a GPU, filled by several threads while what is filled is under way: the driver
+/// alone uses one thread. It grows to the largest piece and is kept.
+class Ferry {
+ public:
+  Ferry() = default;
+  ~Ferry();
+  Ferry(const Ferry&) = delete;
+  Ferry& operator=(const Ferry&) = delete;
+  /// As copy_memory to the GPU.
+  [[nodiscard]] Status carry(void* to, const void* from, std::size_t bytes, void* stream) noexcept;
+
+ private:
+  void* pinned_ = nullptr;
+  std::size_t capacity_ = 0;
+  void* done_ = nullptr;  // an event: the last piece has left
+};
+
 [[nodiscard]] Status wait_for(void* stream) noexcept;
 /// What is enqueued on `stream` from now on comes after what is on `other` now.
 [[nodiscard]] Status order_after(void* stream, void* other) noexcept;

@@ -41,6 +41,24 @@ class OnGpu:
         self.core = core
 
 
+class Placed(OnGpu):
+    """The core of a frame whose planes were copied there: they are read each time, so a plane that was freed shows."""
+
+    def __init__(self, make, planes):
+        self._make, self._planes = make, planes
+
+    @property
+    def core(self):
+        return self._make([Cuda._view(plane) for plane in self._planes])
+
+
+def frame(format, planes, height, width, *how, make=_core.Frame):
+    """In place of _core.Frame."""
+    if any(isinstance(plane, np.ndarray) for plane in planes):
+        return make(format, planes, height, width, *how)
+    return Placed(lambda views: make(format, views, height, width, *how), planes)
+
+
 class Cuda:
     made = []
 
