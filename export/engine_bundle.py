@@ -17,6 +17,7 @@ from ps3_sdk.verify import REFERENCE, Report, compare, observe, sample
 from .build_apart import build_apart
 from .check_picture import read_picture, sample_picture
 from .engine_options import CALIBRATED, EngineOptions, calibration_frames, named
+from .fused_attention import fused
 from .graph import Graph
 from .precision import typed
 from .quantise import Quantisation, layers, quantised
@@ -81,6 +82,8 @@ def _quantisation(bundle: Bundle, options: EngineOptions, progress: Progress) ->
 
 def _graph(graph: Graph, options: EngineOptions, quantisation: Quantisation | None, twin: bool = False) -> Graph:
     """The network in the engine's types; twin: in the types that ONNX Runtime can compute with."""
+    if quantisation is None and options.runtime == "onnx" and options.precision == "fp16" and graph.name == "encode":
+        return fused(typed(graph, "fp16"), next(port.shape[1] for port in graph.inputs if port.name.startswith("past_key")))
     if quantisation is None:
         return typed(graph, options.precision, twin)
     half = typed(graph, "fp16", twin)
