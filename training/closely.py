@@ -31,7 +31,7 @@ class Closely(Looking):
     """places: how many low-res places are looked at closely, 4 for a budget of 482 patches | true_share: of looks at places that are right
     for several questions, so that reading is learnt while looking is not yet certain | cutter: what cuts their patches."""
 
-    def __init__(self, model, reader, places: int = 4, true_share: float = 0.7, cutter: Cutter | None = None):
+    def __init__(self, model, reader, places: int = 4, true_share: float = 0.5, cutter: Cutter | None = None):
         super().__init__(model, reader)
         self.places, self.true_share, self.cutter = places, true_share, cutter or Cutter()
 
