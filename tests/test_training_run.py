@@ -101,6 +101,9 @@ def test_the_whole_recipe_is_one_command_whose_steps_take_their_options(tmp_path
             stage.main()
     assert [options.steps for options in taken] == [32, 16, 4, 16] and all(options.processes == 2 and options.device == "cpu" for options in taken)
     assert taken[3].places == 4 and taken[2].still and Path(taken[2].begin) == tmp_path / "run/placed"
+    assert cli.main(["train", str(tmp_path / "run"), "--device", "cuda", "--dry-run"]) == 0
+    last = capsys.readouterr().err.splitlines()[-2]
+    assert all(said in last for said in ("training.answer", "--scenes 20", "--processes 1 ", "--device cuda"))
 
 
 def test_training_on_from_a_folder_is_its_last_stage_alone(tmp_path, capsys):

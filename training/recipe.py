@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", type=Path, help="folder of text to read, 16 GB (default: RUN/pool)")
     parser.add_argument("--begin", metavar="FOLDER", help="go on from this checkpoint folder, such as training/model of the sources: stage answer alone")
     parser.add_argument("--frames", type=int, default=360, help="of text to read, 43 MB each")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="take one per core (default), or one on a GPU")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; not yet run on a GPU")
+    parser.add_argument("--processes", type=int, help="default: one per core, or one on a GPU")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of the recipe's steps, to try it or to train longer")
     parser.add_argument("--dry-run", action="store_true", help="print the commands alone")
@@ -32,18 +32,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def commands(options: argparse.Namespace) -> list[list[str]]:
     """The recipe's steps as commands, in order."""
-    run, pool = options.folder, options.pool or options.folder / "pool"
-    machine = ["--processes", options.processes, "--device", options.device, "--seed", options.seed]
+    run, pool, cores = options.folder, options.pool or options.folder / "pool", os.cpu_count() or 1
+    on_gpu = options.device != "cpu"
+    machine = ["--processes", options.processes or (1 if on_gpu else cores), "--device", options.device, "--seed", options.seed]
     steps = lambda number: ["--steps", max(1, round(number * options.share))]
-    made = [["pool", pool, "--split", "train", "--frames", options.frames, "--workers", options.processes], ["pool", pool, "--split", "val", "--frames", 4]]
+    # a GPU takes many scenes in one pass; the cores make them
+    many = ["--looks", 20, "--windows", 512, "--spelt", 480, "--uses", 6, "--ring", 160, "--workers", max(1, cores - 7), "--dense-workers", min(3, cores)] if on_gpu else []
+    made = [["pool", pool, "--split", "train", "--frames", options.frames, "--workers", cores], ["pool", pool, "--split", "val", "--frames", 4]]
     if options.begin is None:
         made += [["read", pool, run, *steps(3250), "--batch", 64, *machine],
-                 ["answer", pool, run, "look", *steps(1550), "--spelt", 48, "--looks", 2, "--decay-from", 0.5, "--least", 0.3, *machine],
+                 ["answer", pool, run, "look", *steps(1550), "--spelt", 48, "--looks", 2, "--decay-from", 0.5, "--least", 0.3, *many, *machine],
                  ["places", run / "model", run / "placed", *steps(180)],
                  ["answer", pool, run, "look_on", "--begin", run / "placed", "--still", *steps(360), "--windows", 16, "--spelt", 40, "--looks", 4, "--uses", 4,
-                  "--lr", 0.6, "--decay-from", 0.4, "--least", 0.25, *machine]]
+                  "--lr", 0.6, "--decay-from", 0.4, "--least", 0.25, *many, *machine]]
     begin = [] if options.begin is None else ["--begin", options.begin]
-    made += [["answer", pool, run, "answer", *begin, *steps(1600), "--windows", 32, "--spelt", 80, "--places", 4, "--looks", 1, "--lr", 0.9, "--decay-from", 0.35, *machine],
+    made += [["answer", pool, run, "answer", *begin, *steps(1600), "--windows", 32, "--spelt", 80, "--places", 4, "--looks", 1, "--lr", 0.9, "--decay-from", 0.35,
+              *many, *(["--scenes", 20] if on_gpu else []), *machine],
              ["curves", run, "-o", run / "curves.png"]]
     return [[f"ps3_sdk.training.{name}", *map(str, arguments)] for name, *arguments in made]
 
