@@ -174,3 +174,23 @@ def test_words_come_from_other_processes_without_end(tmp_path):
     for patches, ids, labels, words in (first, second):
         assert patches.shape == (3, 108, 588) and patches.dtype == torch.uint8 and ids.shape == (3, 108) and labels.shape == (3, 108, 2, 2) and 0 < len(words) <= 5
     assert not torch.equal(first[0], second[0])
+
+
+def test_the_mean_of_two_checkpoints_is_a_checkpoint(folder, tmp_path):
+    from ps3_sdk.training.average import average
+    models = []
+    for seed in (1, 2):
+        models.append(nano.new_model(folder, seed=seed))
+        nano.copy_folder(folder, tmp_path / str(seed))
+        nano.save(models[-1], tmp_path / str(seed))
+        Reader(models[-1].vision.vision_model).save_head(tmp_path / str(seed))
+    average([tmp_path / "1", tmp_path / "2"], tmp_path / "mean")
+    mean = nano.new_model(tmp_path / "mean", seed=3)
+    nano.load(mean, tmp_path / "mean")
+    for name, value in mean.state_dict().items():
+        assert torch.allclose(value, (models[0].state_dict()[name] + models[1].state_dict()[name]) / 2, atol=1e-6), name
+    (tmp_path / "2/llm/model.safetensors").unlink()
+    with pytest.raises(InputError, match="has no llm/model.safetensors"):
+        average([tmp_path / "1", tmp_path / "2"], tmp_path / "mean")
+    with pytest.raises(InputError, match="holds no weights"):
+        average([tmp_path / "none", tmp_path / "1"], tmp_path / "other")
