@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ps3_sdk.evaluate.plots import pyplot, save
 
-STAGES = {"read": "0 read", "look": "1 spell and look", "answer": "2 answer", "answer_on": "2 goes on", "look_on": "1 looks on", "answer_last": "2 again"}
+STAGES = {"read": "0 read", "look": "1 spell and look", "answer": "2 answer", "answer_on": "2 goes on", "look_on": "1 looks on", "answer_last": "2 again",
+          "answer_gpu": "2 on a GPU", "answer_gpu_on": "2 on a GPU, on"}
+ACROSS = 4          # stages in a row of the picture
 NAMES = ("slot", "dense_slot", "spelt", "exact", "refused", "hit", "recall4", "recall6")       # each has a colour
 SHARES = ("val_slot", *(f"{held_out}{name}" for held_out in ("", "val_") for name in NAMES[1:]))
 
@@ -33,9 +35,13 @@ def main() -> None:
     stages = {title: curves(options.run / name / "log.jsonl") for name, title in STAGES.items() if (options.run / name / "log.jsonl").exists()}
     if not stages:
         parser.error(f"{options.run} holds no log.jsonl of {', '.join(STAGES)}; give the RUN folder of a training.")
-    figure = pyplot()(figsize=(4.2 * len(stages), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(stages), sharey=True, squeeze=False)
-    for axis, (title, shares) in zip(axes[0], stages.items()):
+    across = min(ACROSS, len(stages))
+    down = -(-len(stages) // across)
+    figure = pyplot()(figsize=(4.2 * across, 3.6 * down), layout="constrained")
+    axes = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+    for axis in axes[len(stages):]:
+        axis.set_visible(False)
+    for axis, (title, shares) in zip(axes, stages.items()):
         for key, (minutes, values) in sorted(shares.items()):
             held_out = key.startswith("val_")
             name = key.removeprefix("val_")
@@ -43,7 +49,7 @@ def main() -> None:
                       alpha=1 if held_out else 0.4, label=name if held_out else None)
         axis.set(title=title, xlabel="minutes", ylim=(0, 1))
         axis.grid(alpha=0.3)
-    named = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels())}
+    named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(named.values(), named.keys(), loc="outside right center", fontsize=8, title="held out; thin:\nin training", title_fontsize=8)
     save(figure, options.output)
 
