@@ -66,7 +66,7 @@ def standin():
 
     def no_kernels(*_):
         raise RuntimeMissingError("[cuda] a stand-in of a GPU runs no kernels")
-    folder, names = str(ROOT / "tests" / "standin"), ("tensorrt", "gpu")
+    folder, names = str(ROOT / "tests" / "standin"), ("tensorrt", "tensorrt_rtx", "gpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")])))
@@ -79,4 +79,5 @@ def standin():
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield gpu
     for name in names:
-        sys.modules.pop(name, None)
+        if str(getattr(sys.modules.get(name), "__file__", "")).startswith(folder):      # a real one was put back
+            del sys.modules[name]

@@ -57,7 +57,7 @@ def test_an_ask_is_the_one_of_the_same_networks_elsewhere(session, plans, photo)
         ours, theirs = session.ask(photo, "the name plate", tokens=TOKENS, choices=["a", "b"]), other.ask(photo, "the name plate", tokens=TOKENS, choices=["a", "b"])
         assert {px: ids.tolist() for px, ids in ours.picked.items()} == {px: ids.tolist() for px, ids in theirs.picked.items()}
         assert [choice.similarity for choice in ours.choices] == pytest.approx([choice.similarity for choice in theirs.choices], abs=1e-3), "attention is rounded elsewhere there"
-        np.testing.assert_array_equal(ours.prob, theirs.prob)
+        np.testing.assert_allclose(ours.prob, theirs.prob, atol=5e-4)
 
 
 def test_batches_are_cut_and_joined_on_the_device(session, photo):

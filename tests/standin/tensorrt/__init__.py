@@ -164,8 +164,11 @@ class Engine:
     def is_shape_inference_io(self, name):
         return name == "keep"
 
-    def get_device_memory_size_for_profile_v2(self, index):
+    def scratch_bytes(self, index):
         return SCRATCH * (index + 1)
+
+    get_device_memory_size_for_profile_v2 = scratch_bytes
+    device_memory_size = property(lambda self: self.scratch_bytes(len(self.profiles) - 1))      # all that 10.0 has
 
     def create_execution_context(self, strategy):
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
@@ -182,6 +185,15 @@ class Context:
     def set_device_memory(self, address, size):
         gpu.GPU.check(address, size)
         self.scratch = address, size
+
+    @property
+    def device_memory(self):
+        return self.scratch[0]
+
+    @device_memory.setter
+    def device_memory(self, address):       # in 10.0, without a size
+        gpu.GPU.check(address, self.engine.device_memory_size)
+        self.scratch = address, self.engine.device_memory_size
 
     def set_optimization_profile_async(self, index, stream):
         self.profile = index
@@ -216,7 +228,7 @@ class Context:
         return [sizes.get(dim, -1) if isinstance(dim, str) else dim for dim in self.engine.dims(name)]
 
     def execute_async_v3(self, stream):
-        assert self.scratch and self.scratch[1] >= self.engine.get_device_memory_size_for_profile_v2(self.profile)
+        assert self.scratch and self.scratch[1] >= self.engine.scratch_bytes(self.profile)
         gpu.GPU.calls.append("execute_async_v3")
         if gpu.GPU.fail.get("execute") or gpu.GPU.fail.get("execute while capturing") and stream in gpu.GPU.capturing:
             return False

@@ -1,0 +1,63 @@
+"""Engines of TensorRT-RTX and older releases of TensorRT, driven as in test_trt_runtime.py with stand-ins of the vendor's module and of the GPU."""
+import gc
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
+
+import ps3_sdk
+from ps3_sdk.errors import BundleError, InputError
+from ps3_sdk.export.build_engine import build_engine
+from ps3_sdk.export.engine_options import EngineOptions
+from test_trt_runtime import TOKENS, gpu, rows      # noqa: F401, gpu is a fixture
+
+
+@pytest.fixture(scope="module")
+def plans(seeded, standin, tmp_path_factory):
+    """{runtime: engine.plan} of the stand-ins, fp16."""
+    folder = tmp_path_factory.mktemp("plans")
+    for runtime, sms in (("tensorrt", ()), ("tensorrt-rtx", (86, 120))):
+        build_engine(seeded, folder / f"{runtime}.plan", EngineOptions(runtime, sms=sms, max_tokens=2559, max_batch=2))
+    return {runtime: folder / f"{runtime}.plan" for runtime in ("tensorrt", "tensorrt-rtx")}
+
+
+@pytest.mark.parametrize("sm", [86, 120])
+def test_engines_of_tensorrt_rtx_run_on_each_gpu_that_they_are_for(plans, gpu, photo, sm):
+    with ps3_sdk.Session(plans["tensorrt"], verify=False) as other:
+        wanted = other.encode(photo, "a boat", tokens=TOKENS).tokens
+    gpu.sm = sm
+    with ps3_sdk.Session(plans["tensorrt-rtx"], verify=False) as session:
+        found = [session.encode(photo, "a boat", tokens=TOKENS).tokens for _ in range(3)]
+        assert gpu.graphs and "cuGraphLaunch" in gpu.calls
+        with pytest.raises(InputError, match=r"\[trt_rtx\] encode was built for .*--runtime tensorrt-rtx --sm 86 120 .*--max-tokens 2600"):
+            session.encode_high(*rows(session, 2600, 2600), session.look(photo).kv)
+    for tokens in found:
+        np.testing.assert_array_equal(tokens, wanted)
+    gc.collect()
+    assert not gpu.memory and not gpu.contexts
+
+
+def test_engines_of_tensorrt_rtx_are_refused_where_they_do_not_fit(plans, gpu, monkeypatch):
+    with pytest.raises(BundleError, match=r"\[trt_rtx\] encode of .* was built for sm_86, sm_120; this GPU, Stand-in, is sm_87. Rebuild: ps3 build .* --runtime tensorrt "):
+        ps3_sdk.Session(plans["tensorrt-rtx"], verify=False)
+    gpu.sm = 89
+    with pytest.raises(BundleError, match="is sm_89. Rebuild: ps3 build .* --runtime tensorrt-rtx --sm 86 89 120"):
+        ps3_sdk.Session(plans["tensorrt-rtx"], verify=False)
+    gpu.sm = 120
+    import tensorrt_rtx
+    monkeypatch.setattr(tensorrt_rtx, "__version__", "1.6.0.1")
+    with pytest.raises(BundleError, match="was built by tensorrt-rtx 1.7.1.116; here is 1.6.0.1"):
+        ps3_sdk.Session(plans["tensorrt-rtx"], verify=False)
+
+
+def test_releases_that_lack_newer_calls_are_driven_by_older_ones(plans, gpu, photo, monkeypatch):
+    """TensorRT 10.0: working memory is set and asked for in other ways."""
+    import tensorrt
+    with ps3_sdk.Session(plans["tensorrt"], verify=False) as session:
+        wanted = session.encode(photo, "a boat", tokens=TOKENS).tokens
+    monkeypatch.delattr(tensorrt.Context, "set_device_memory")
+    monkeypatch.delattr(tensorrt.Engine, "get_device_memory_size_for_profile_v2")
+    with ps3_sdk.Session(plans["tensorrt"], verify=False) as session:
+        for _ in range(3):
+            np.testing.assert_array_equal(session.encode(photo, "a boat", tokens=TOKENS).tokens, wanted)
