@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--decay-from", type=float, default=0.4, help="share of the steps after which learning rates fall")
     parser.add_argument("--least", type=float, default=0.02, help="of the learning rates at the end")
     parser.add_argument("--check-every", type=int, default=250, help="steps between looks at held-out scenes")
+    parser.add_argument("--profile", type=int, default=0, metavar="N", help="print where the time of N steps goes, after ten others, and go on")
     machine.add_options(parser)
     options = parser.parse_args()
     if is_checkpoint(options.begin):
@@ -92,6 +93,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
     def progress() -> float:
         return machine.agreed(run.spent() / options.seconds if options.seconds else run.step / options.steps)
 
+    profile = machine.Profile(10, options.profile) if options.profile and rank == 0 else None
     try:
         done = progress()
         while done < 1:
@@ -107,6 +109,8 @@ def work(options: argparse.Namespace, rank: int) -> None:
             backward(loss, measures)
             optimiser.step(options.lr * schedule(done, decay_from=options.decay_from, least=options.least))
             run.step += 1
+            if profile is not None:
+                profile.step()
             done = progress()
             if rank:
                 sums.clear()

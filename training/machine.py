@@ -84,3 +84,25 @@ def multiplies_bfloat16(device: str | torch.device) -> bool:
 
 def compiled(function: Callable, options: argparse.Namespace) -> Callable:
     return torch.compile(function, dynamic=False) if options.compile else function
+
+
+class Profile:
+    """Where the time of `count` steps goes, after `skipped` others: printed once, by operator, the GPU's time first where there is one."""
+
+    def __init__(self, skipped: int, count: int):
+        from torch.profiler import ProfilerActivity, profile, schedule
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+        self._count, self._profile = skipped + count + 1, profile(activities=activities, schedule=schedule(wait=skipped, warmup=1, active=count, repeat=1), on_trace_ready=self._print)
+        self._profile.start()
+
+    def _print(self, profile) -> None:
+        sort = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=sort, row_limit=25, max_name_column_width=60), flush=True)
+
+    def step(self) -> None:
+        """After each step."""
+        if self._count > 0:
+            self._profile.step()
+            self._count -= 1
+            if not self._count:
+                self._profile.stop()

@@ -27,8 +27,10 @@ class ViewBlock(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor, grid: int) -> Tensor:
-        near = self.conv_dw(x.transpose(1, 2).unflatten(2, (grid, grid))).flatten(2).transpose(1, 2)
-        return x + self.mlp(self.norm(near)) * self.weight
+        places = x.transpose(1, 2).unflatten(2, (grid, grid))
+        if x.is_cuda:       # with channels innermost cuDNN convolves, for groups many times slower (pytorch issue 34977); processors are faster with them
+            places = places.contiguous()
+        return x + self.mlp(self.norm(self.conv_dw(places).flatten(2).transpose(1, 2))) * self.weight
 
 
 class ViewNet(nn.Module):
