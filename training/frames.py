@@ -70,7 +70,10 @@ class Ring:
         """New scenes in; those that were used often enough out, but for the last few."""
         for slot in [slot for slot in self._slots if slot.left <= 0][:max(0, len(self._slots) - max(1, self.size // 4))]:
             self._slots.remove(slot)
-            self._free.put(slot.number) if self.cutter.cuda is None else self._empty.append(slot.number)
+            if self.cutter.cuda is None:
+                self._free.put(slot.number)
+            else:
+                self._empty.append(slot.number)
         while not self._slots or len(self._slots) < self.size and not self._ready.empty():
             i, signs, slots, rounds = self._ready.get(timeout=600)
             number = i if self.cutter.cuda is None else self._empty.pop()

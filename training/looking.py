@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ps3_sdk.export.reference.scoring import SHARPNESS
 from ps3_sdk.export.reference.trunk import TrunkOutput
 
 from .examples import LOW_GRID, Example
@@ -101,15 +100,13 @@ class Looking(nn.Module):
         return out[torch.arange(len(questions), device=self.device), last]
 
     def prob(self, score, prompts: Tensor, of: Tensor) -> Tensor:
-        """(q, 729) probabilities, for prompts (q, width) and what score compares them with, (scenes, places, width) each: as VisionModel.score gives them,
-        but a scene's features are normalised once for all of its questions. of: (q,) int64 ascending, which scene each is of."""
-        vision, (low, view) = self.model.vision.vision_model, score
+        """(q, 729) probabilities, for prompts (q, width) and what score compares them with, (scenes, places, width) each. of: (q,) int64 ascending, which
+        scene each is of: the prompts of a scene are scored together, so that its features are normalised once."""
+        place = torch.arange(len(of), device=of.device) - torch.searchsorted(of, of)        # among its scene's
         with torch.autocast(prompts.device.type, enabled=False):        # those near 0 and 1 need more digits
-            prompts, head, width = prompts.float(), vision.prompt_proj_for_highres, vision.config.view_width
-            z = cosines(low.float(), prompts, of)
-            finer = cosines(view.float(), F.linear(prompts, head.weight[:width], head.bias[:width]), of).unflatten(1, (vision.config.view_grid,) * 2)
-            z = (z + F.adaptive_max_pool2d(finer, LOW_GRID).flatten(1)) / 2
-            return torch.sigmoid(SHARPNESS * z).clamp(1e-6, 1 - 1e-6)
+            prompts, low, view = prompts.float(), *(part.float() for part in score)
+            together = prompts.new_zeros(len(low), int(place.max()) + 1, prompts.shape[1]).index_put((of, place), prompts)
+            return self.model.vision.vision_model.score(low, view, together)[of, place].flatten(1).clamp(1e-6, 1 - 1e-6)
 
     def where(self, prob: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and recall of places, both (q, 729); a row of truth that is all zeros has nothing to find."""
@@ -128,13 +125,6 @@ class Looking(nn.Module):
         sure = (F.binary_cross_entropy_with_logits(logit, truth, reduction="none") * signs).sum() / signs.sum().clamp(min=1)
         chosen = F.log_softmax((2 * logit).masked_fill(~signs, -1e4), dim=1)
         return -(share * chosen).sum() / there.sum().clamp(min=1), sure
-
-
-def cosines(features: Tensor, prompts: Tensor, of: Tensor) -> Tensor:
-    """(q, places): of prompts (q, width) with the features (scenes, places, width) of their scenes."""
-    place = torch.arange(len(of), device=of.device) - torch.searchsorted(of, of)        # among its scene's
-    together = prompts.new_zeros(len(features), int(place.max()) + 1, prompts.shape[1]).index_put((of, place), F.normalize(prompts, dim=-1))
-    return (together @ F.normalize(features, dim=-1).transpose(1, 2))[of, place]
 
 
 def shares_of(truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,22 +34,22 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
     """The recipe's steps as commands, in order."""
     run, pool, cores = options.folder, options.pool or options.folder / "pool", os.cpu_count() or 1
     on_gpu = options.device != "cpu"
-    machine = ["--processes", options.processes or (1 if on_gpu else cores), "--device", options.device, "--seed", options.seed]
-    steps = lambda number: ["--steps", max(1, round(number * options.share))]
+    machine = {"processes": options.processes or (1 if on_gpu else cores), "device": options.device, "seed": options.seed}
     # a GPU takes many scenes in one pass; the cores make them
-    many = ["--looks", 20, "--windows", 512, "--spelt", 480, "--uses", 6, "--ring", 160, "--workers", max(1, cores - 7), "--dense-workers", min(3, cores)] if on_gpu else []
-    made = [["pool", pool, "--split", "train", "--frames", options.frames, "--workers", cores], ["pool", pool, "--split", "val", "--frames", 4]]
+    many = {"looks": 20, "windows": 512, "spelt": 480, "uses": 6, "ring": 160, "workers": max(1, cores - 7), "dense-workers": min(3, cores)} if on_gpu else {}
+    steps = lambda number: {"steps": max(1, round(number * options.share))}
+    made = [(["pool", pool], {"split": "train", "frames": options.frames, "workers": cores}), (["pool", pool], {"split": "val", "frames": 4})]
     if options.begin is None:
-        made += [["read", pool, run, *steps(3250), "--batch", 64, *machine],
-                 ["answer", pool, run, "look", *steps(1550), "--spelt", 48, "--looks", 2, "--decay-from", 0.5, "--least", 0.3, *many, *machine],
-                 ["places", run / "model", run / "placed", *steps(180)],
-                 ["answer", pool, run, "look_on", "--begin", run / "placed", "--still", *steps(360), "--windows", 16, "--spelt", 40, "--looks", 4, "--uses", 4,
-                  "--lr", 0.6, "--decay-from", 0.4, "--least", 0.25, *many, *machine]]
-    begin = [] if options.begin is None else ["--begin", options.begin]
-    made += [["answer", pool, run, "answer", *begin, *steps(1600), "--windows", 32, "--spelt", 80, "--places", 4, "--looks", 1, "--lr", 0.9, "--decay-from", 0.35,
-              *many, *(["--scenes", 20] if on_gpu else []), *machine],
-             ["curves", run, "-o", run / "curves.png"]]
-    return [[f"ps3_sdk.training.{name}", *map(str, arguments)] for name, *arguments in made]
+        made += [(["read", pool, run], steps(3250) | {"batch": 64} | machine),
+                 (["answer", pool, run, "look"], steps(1550) | {"spelt": 48, "looks": 2, "decay-from": 0.5, "least": 0.3} | many | machine),
+                 (["places", run / "model", run / "placed"], steps(180)),
+                 (["answer", pool, run, "look_on", "--still"], {"begin": run / "placed"} | steps(360) | {"windows": 16, "spelt": 40, "looks": 4, "uses": 4, "lr": 0.6,
+                  "decay-from": 0.4, "least": 0.25} | many | machine)]
+    begin = {} if options.begin is None else {"begin": options.begin}
+    made += [(["answer", pool, run, "answer"], begin | steps(1600) | {"windows": 32, "spelt": 80, "places": 4, "looks": 1, "lr": 0.9, "decay-from": 0.35} | many
+              | ({"scenes": 20} if on_gpu else {}) | machine),
+             (["curves", run, "-o", run / "curves.png"], {})]
+    return [[f"ps3_sdk.training.{name}", *map(str, given), *(word for key, value in chosen.items() for word in (f"--{key}", str(value)))] for (name, *given), chosen in made]
 
 
 def train(options: argparse.Namespace) -> None:

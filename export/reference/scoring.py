@@ -53,8 +53,10 @@ class ViewNet(nn.Module):
 
 
 def cosine(features: Tensor, prompt: Tensor) -> Tensor:
-    """(batch, places, width) and (batch, width) -> (batch, places) in [-1, 1]; vectors shorter than 1e-12 give 0."""
-    return (F.normalize(features, dim=-1) * F.normalize(prompt, dim=-1)[:, None]).sum(dim=-1)
+    """(batch, places, width) and (batch, width) -> (batch, places) in [-1, 1]; of n prompts each, (batch, n, width), (batch, n, places). Vectors
+    shorter than 1e-12 give 0."""
+    features, prompt = F.normalize(features, dim=-1), F.normalize(prompt, dim=-1)
+    return (features * prompt[:, None]).sum(dim=-1) if prompt.ndim == 2 else prompt @ features.transpose(1, 2)
 
 
 def probability(low: Tensor, prompt: Tensor, view: Tensor | None = None, view_prompt: Tensor | None = None) -> Tensor:
@@ -62,9 +64,9 @@ def probability(low: Tensor, prompt: Tensor, view: Tensor | None = None, view_pr
 
     Args:
         low: (batch, g * g, width); view: (batch, v * v, view_width) f32.
-        prompt: (batch, width); view_prompt: (batch, view_width).
+        prompt: (batch, width); view_prompt: (batch, view_width); or n of them each, (batch, n, ..).
     Returns:
-        (batch, g, g) f32 in (0, 1). Where v is not a multiple of g (C-RADIO: 54 and 24) the windows of neighbouring places
+        (batch, g, g) f32 in (0, 1), of n prompts (batch, n, g, g). Where v is not a multiple of g (C-RADIO: 54 and 24) the windows of neighbouring places
         overlap: place i covers floor(i v / g) to ceil((i + 1) v / g).
     """
     z = _square(cosine(low, prompt))

@@ -61,7 +61,8 @@ class VisionModel(nn.Module):
         return self.highres_selection_feature_module(view)
 
     def score(self, low: Tensor, view: Tensor | None, prompt: Tensor | None = None) -> Tensor:
-        """score_features, view_features (None without a view network) and prompt (batch, width) -> (batch, g, g). Default: the prior prompt."""
+        """score_features, view_features (None without a view network) and prompt (batch, width) -> (batch, g, g), or n prompts each (batch, n, width)
+        -> (batch, n, g, g). Default: the prior prompt."""
         if prompt is None:
             prompt = self.prior_prompt.expand(len(low), -1)
         view_prompt = None
