@@ -81,16 +81,17 @@ def check_batch(batch: int) -> None:
 def _together(aims: Sequence[Aim], budget: Budget, timings: Sequence[Timing], rule: str | None, smooth: bool) -> list[Encoding]:
     session = aims[0].look.session
     scales_px, patch_px, r = session.geometry["scales_px"][1:], session.patch_px, block_side(session, rule)
-    maps, own = [], [Timing() for _ in aims]
+    maps, wanted, own = [], [], [Timing() for _ in aims]
     for aim, timing in zip(aims, own):
         with timing.stage("score"):
             maps.append(_map(session, aim, scales_px[0] // patch_px, smooth))
+            wanted.append(maps[-1] if smooth or aim.box_px is not None else session.aimed(maps[-1], aim.query))
     taken = [{px: np.zeros((px // patch_px) ** 2, np.uint8) for px in scales_px} for _ in aims]
     found = [{px: [] for px in scales_px} for _ in aims]        # per aim and scale, per look: (ids, tokens)
     looks, whole = budget.looks if r == 1 else blocks.plan_blocks(budget.looks, list(map(len, taken[0].values())), r * r), None
     for counts in looks:
         picks = []
-        for prob, used, timing in zip(maps, taken, own):
+        for prob, used, timing in zip(wanted, taken, own):
             with timing.stage("select"):
                 picks.append({px: session.select(prob, px, count, used[px], r) for px, count in zip(scales_px, counts)})
         with shared(own, "gather"):

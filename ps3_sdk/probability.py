@@ -27,6 +27,19 @@ def certain(prob: np.ndarray, n: int, box_px, frame_size: tuple[int, int]) -> np
     return np.where(touched(box_px, frame_size, n), np.float32(1), enlarged(prob, n))
 
 
+def around(prob: np.ndarray, radius: int) -> np.ndarray:
+    """(g, g) -> the same with 1 added within `radius` places of the most probable one (the first of several), so that these are picked first: what is
+    asked for is one thing, and what lies elsewhere is taken for it."""
+    return prob + nearby(prob, radius)
+
+
+def nearby(prob: np.ndarray, radius: int) -> np.ndarray:
+    """(g, g) bool: within `radius` places of the most probable one, diagonals too."""
+    side = np.arange(len(prob))
+    near = [np.abs(side - at) <= radius for at in divmod(int(prob.argmax()), len(prob))]
+    return near[0][:, None] & near[1][None]
+
+
 def smoothed(prob: np.ndarray, n: int) -> np.ndarray:
     """The map on the n x n grid of the first high-res scale, averaged over 6 x 6 areas; maps of finer scales would average to the same."""
     weights = pooling_weights(n, SMOOTH_GRID).astype(np.float64)

@@ -17,12 +17,14 @@ class Prompt:
     """What the model makes of one text.
 
     text: as given | vector: (width,) f32, what score() compares places with | pooled: (pooled_width,) f32, what `choices`
-    are compared by, None for prompts given as a vector or as the prior | notes: what the user should know, e.g. a cut text.
+    are compared by, None for prompts given as a vector or as the prior | notes: what the user should know, e.g. a cut text |
+    saliency: it is the prior, which asks for whatever stands out, not for one thing.
     """
     text: str
     vector: np.ndarray
     pooled: np.ndarray | None
     notes: tuple[str, ...] = ()
+    saliency: bool = False
 
 
 def clean(text: str, how: str) -> str:

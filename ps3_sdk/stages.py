@@ -16,6 +16,7 @@ from .errors import ClosedError, InputError
 from .frame import Frame
 from .manifest import TABLES
 from .ops import DeviceOps, HostOps
+from .probability import around
 from .prompt import Prompt
 
 PROMPTS_KEPT = 256
@@ -76,12 +77,18 @@ class Stages:
 
     def prior(self, text: str = "", note: str = "empty prompt: patches are picked bottom-up, by saliency") -> Prompt:
         """The model's own prompt, for saliency."""
-        return Prompt(text, np.asarray(self._tables["prior_prompt"]), None, (note,))
+        return Prompt(text, np.asarray(self._tables["prior_prompt"]), None, (note,), saliency=True)
 
     def score(self, look: Look, prompt: Prompt) -> np.ndarray:
         """(g, g) f32 in (0, 1): how much the prompt cares about each place of the frame."""
         self._open()
         return self.ops.score(look.low_features, look.view_features, prompt.vector)
+
+    def aimed(self, prob: np.ndarray, prompt: Prompt) -> np.ndarray:
+        """The map that patches are picked by: score's own, or for models that look around the best place (language.look_around) one that ranks its
+        neighbours first. Saliency is never confined: it asks for nothing in particular."""
+        radius = None if self.language is None or prompt.saliency else self.language.spec.get("look_around")
+        return prob if radius is None else around(prob, radius)
 
     def select(self, prob: np.ndarray, scale_px: int, count: int, taken: np.ndarray, r: int = 1) -> np.ndarray:
         """The `count` best free patches of a scale as ascending int32 ids; ties go to the lower id; marks them taken. r > 1: whole r x r blocks."""

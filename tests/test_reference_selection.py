@@ -1,11 +1,13 @@
 """Counting looks and picking patches: the reference's budget rules, our tie rule, and what the reference crashes on."""
 import itertools
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'ps3-sdk[export]'")
+from ps3_sdk import probability
 from ps3_sdk.errors import BudgetError
-from ps3_sdk.export.reference.scoring import spread
+from ps3_sdk.export.reference.scoring import around, spread
 from ps3_sdk.export.reference.selection import pick_looks, plan_looks, select, to_ids, to_maps
 
 C15, P15 = [2916, 11664], [512, 2048]
@@ -75,6 +77,20 @@ def test_looks_never_pick_twice_and_see_everything():
 def test_maps_and_ids_are_two_ways_to_say_the_same():
     maps = [torch.rand(2, 3, 5) > 0.5, torch.rand(2, 7, 2) > 0.5]
     assert all(a.equal(b) for a, b in zip(to_maps([to_ids(maps)], [(3, 5), (7, 2)], 2, torch.device("cpu")), maps))
+
+
+@pytest.mark.parametrize("best", [(0, 0), (26, 13), (13, 26), (5, 7)])
+def test_neighbours_of_the_best_place_come_first(best):
+    prob = 0.9 * np.random.default_rng(0).random((27, 27), np.float32)
+    prob[best] = 0.95
+    prob[best[0], best[1] - 3] = 0.95            # as probable: the first one counts
+    first = np.unravel_index(prob.argmax(), prob.shape)
+    found = probability.around(prob, 1)
+    assert np.array_equal(found, around(torch.from_numpy(prob)[None], 1)[0].numpy())
+    near = {(row, column) for row in range(27) for column in range(27) if max(abs(row - first[0]), abs(column - first[1])) <= 1}
+    order = [divmod(int(i), 27) for i in np.argsort(-found, axis=None, kind="stable")]
+    assert set(order[:len(near)]) == near and order[0] == tuple(first)
+    assert order[len(near):] == sorted(order[len(near):], key=lambda place: (-prob[place], place))
 
 
 def test_given_places_are_certain_and_smoothing_comes_after():

@@ -207,7 +207,7 @@ def test_a_close_look_in_training_is_the_references(folder, scene):
     look = model.look(scene.frame)
     with torch.no_grad():
         found = closely.find([example])
-        rows, place, _ = closely.look([example], found.seen, [Look(0, found.prob[0].topk(closely.places).indices.sort().values.numpy(), [], [])])
+        rows, place, _ = closely.look([example], found.seen, [Look(0, np.sort(np.argsort(-closely.near(found.prob[0].numpy(), False))[:closely.places]), [], [])])
         rows, place = rows[0], place[0]
         ours = model.projector.told(rows, found.prob[0][place])
         vector = model.ask(model.chat.ids(model.chat.message([look, example.asked[0][0]])), [look]).vector[:1]
@@ -215,6 +215,14 @@ def test_a_close_look_in_training_is_the_references(folder, scene):
         theirs = model.encode(look, picked.looks, picked.probs).rows
     assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-3 * theirs.abs().max()
     assert (rows - theirs).abs().max() > 0.01 * theirs.abs().max()
+
+
+def test_a_close_look_is_at_neighbours(folder):
+    closely, wanted = Closely(model := nano.new_model(folder), Reader(model.vision.vision_model)), np.full((27, 27), 0.1, np.float32)
+    wanted[3, 3], wanted[4, 4], wanted[3, 20], wanted[2, 21], wanted[10, 10] = 0.9, 0.2, 0.8, 0.15, 0.7
+    best = lambda found, count: {divmod(int(i), 27) for i in np.argsort(-found)[:count]}
+    assert best(closely.near(wanted.ravel(), False), 2) == {(3, 3), (4, 4)} and best(closely.near(wanted.ravel(), False), 10) >= {(3, 20)}
+    assert best(closely.near(wanted.ravel(), True), 2) == {(3, 20), (2, 21)}
 
 
 def test_a_look_at_right_places_shows_the_texts_of_several_questions(folder, scene):

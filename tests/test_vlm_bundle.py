@@ -2,6 +2,7 @@
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from golden_vila import BOUND, CASES, Case
 
 import ps3_sdk
 from ps3_sdk.errors import InputError, RuntimeMissingError
+from ps3_sdk.evaluate.recall import choose
 from ps3_sdk.export.check import relative_error
 from ps3_sdk.export.llm_builder import check_packages
 
@@ -110,14 +112,15 @@ def test_ask_gives_the_stored_answer(sessions, name):
     assert "".join(pieces).strip() == answer.text and "decode" in answer.timing.stages_ms
 
 
-def test_rows_told_how_probable_their_place_is_are_the_references(tmp_path):
-    """high_res_prob_embed, our extension: rows get longer by a learnt vector times their place's probability."""
+def test_looking_around_and_rows_told_how_probable_their_place_is_are_the_references(tmp_path):
+    """Our extensions. look_close_around: neighbours of the best place are picked first; high_res_prob_embed: rows get longer by a learnt vector times
+    their place's probability."""
     from safetensors.torch import load_file, save_file
     from ps3_sdk.export.reference.vila.model import VilaHd
     case = Case("p1_single_after_prompt")
     folder = shutil.copytree(case.model, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | {"high_res_prob_embed": True}), "utf-8")
+    (folder / "config.json").write_text(json.dumps(config | {"high_res_prob_embed": True, "look_close_around": 1}), "utf-8")
     weights = next((folder / "mm_projector").glob("*.safetensors"))
     tensors = load_file(weights)
     width = tensors["high_res_pos_embed"].shape[-1]
@@ -133,6 +136,12 @@ def test_rows_told_how_probable_their_place_is_are_the_references(tmp_path):
         asked = model.ask(model.chat.ids(model.chat.message([seen, question])), [seen])
         picked = model.select(seen, asked.vector)
         wanted = model.encode(seen, picked.looks, picked.probs)
+        for px, ids, theirs in zip(encoding.picked, encoding.picked.values(), wanted.ids):
+            assert np.array_equal(ids, theirs.numpy())
+        elsewhere = model.select(seen, asked.vector, replace(model.config.looks, around=None)).looks
+        assert not all(torch.equal(one, other) for look, plain_look in zip(picked.looks, elsewhere) for one, other in zip(sum(look, []), sum(plain_look, [])))
+        by_saliency = look.encode(question, selection="bottom_up")
+        assert all(np.array_equal(ids, np.concatenate([each[px] for each in choose(session, by_saliency.prob, session.budget())])) for px, ids in by_saliency.picked.items())
         for px, prob in zip(session.geometry["scales_px"][1:], picked.probs):
             assert relative_error(enlarged(encoding.prob, px // session.patch_px), prob.numpy()) <= BOUND
         assert relative_error(told, wanted.rows.numpy()) <= BOUND < relative_error(plain, wanted.rows.numpy())
@@ -143,7 +152,6 @@ def test_rows_told_how_probable_their_place_is_are_the_references(tmp_path):
 def test_two_frames_give_one_answer_as_the_reference_does(sessions):
     """The stored case has text between its frames; here both come first, so the reference itself is asked."""
     from PIL import Image
-    from dataclasses import replace
     case = Case("p2_two_images_carry")
     session, model = sessions[case.model], golden_vila.load(case.name)
     pictures = [case.folder / f"image{i}.png" for i in range(2)]

@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ps3_sdk.probability import around, nearby
+
 from .examples import LOW_GRID, SCALES, Cutter, Example
 from .looking import Looking, detached, padded, say, shares, taken
 from .nano import NOT_SEEN
 from .reading import GRID, IGNORED, PATCH_PX, slot_loss
 
-LOOKS, QUESTIONS = 2, 8         # close looks at a scene, and questions of it, that are answered
+LOOKS, QUESTIONS = 4, 8         # close looks at a scene, and questions of it, that are answered
+WIDE = 0.15     # share of the looks that take the most probable places wherever they are, so that texts beside each other are told apart, too
+ELSEWHERE = 0.2 # of the others that look where the second best place is, as is done when the first answer is not to be trusted
 UNSEEN = 1      # questions about things that are not shown, per look, at most: they are answered by NOT_SEEN
 TOLD = 0.2      # share of the questions whose places are told, so that reading is learnt while looking is not yet certain
 
@@ -33,7 +37,7 @@ class Closely(Looking):
 
     def __init__(self, model, reader, places: int = 4, true_share: float = 0.5, cutter: Cutter | None = None):
         super().__init__(model, reader)
-        self.places, self.true_share, self.cutter = places, true_share, cutter or Cutter()
+        self.places, self.true_share, self.cutter, self.around = places, true_share, cutter or Cutter(), model.config.looks.around
 
     def forward(self, examples: Sequence[Example], rng: np.random.Generator, closely: int | None = None) -> tuple[Tensor, dict]:
         """closely: how many of the examples, the first ones, are answered; in the others is only looked for places. Where gradients are kept,
@@ -59,14 +63,23 @@ class Closely(Looking):
         for scene, example in enumerate(examples):
             own = slice(first, first + min(QUESTIONS, len(example.asked)))
             for lead in range(min(LOOKS, len(example.asked))):
-                wanted = prob[first + lead]
+                wanted, wide = prob[first + lead], self.around is None or learning and rng.random() < WIDE
                 if learning and rng.random() < self.true_share:
-                    wanted = wanted + self.right_places(truth[own], lead, rng)
+                    wanted = wanted + (self.right_places(truth[own], lead, rng) if wide else truth[first + lead])
+                if not wide:
+                    wanted = self.near(wanted, learning and rng.random() < ELSEWHERE)
                 cells = np.sort(np.argpartition(-wanted, self.places)[:self.places])
                 kept, answers = self.told_there(example, truth[own], cells, lead, rng) if learning else ([lead], [example.asked[lead][1]])
                 made.append(Look(scene, cells, [first + i for i in kept], answers))
             first += len(example.asked)
         return made
+
+    def near(self, wanted: np.ndarray, elsewhere: bool) -> np.ndarray:
+        """(729,) such that the best place's neighbours come first; or those of the best one that is not among these."""
+        wanted = wanted.reshape(LOW_GRID, LOW_GRID)
+        if elsewhere:
+            wanted = np.where(nearby(wanted, self.around), np.float32(0), wanted)
+        return around(wanted, self.around).ravel()
 
     def right_places(self, truth: np.ndarray, lead: int, rng) -> np.ndarray:
         """Places of the text that question `lead` is about, and of others' texts as long as all fit: (729,) 0 or 1."""

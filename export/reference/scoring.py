@@ -75,6 +75,14 @@ def probability(low: Tensor, prompt: Tensor, view: Tensor | None = None, view_pr
     return torch.sigmoid(SHARPNESS * z)
 
 
+def around(prob: Tensor, radius: int) -> Tensor:
+    """(batch, g, g) -> the same with 1 added within `radius` places of each map's most probable one (the first of several), so that these are picked first."""
+    side = torch.arange(prob.shape[-1], device=prob.device)
+    best = prob.flatten(1).argmax(dim=1)
+    near = lambda at: (side - at[:, None]).abs() <= radius
+    return prob + (near(best // len(side))[:, :, None] & near(best % len(side))[:, None])
+
+
 def spread(prob: Tensor, sizes: list[tuple[int, int]], given: Tensor | None = None, smooth: bool = False) -> list[Tensor]:
     """One probability map per high-res scale: (batch, rows, cols) each.
 

@@ -10,6 +10,7 @@ from ..answer import Answer
 from ..errors import InputError
 from ..frame import Frame
 from ..measure import machine
+from ..prompt import Prompt
 from ..session import Session
 from .items import Item, digest
 from .recall import selection_recall
@@ -17,7 +18,7 @@ from .results import Results
 from .summary import summarise
 from .words import chosen, is_refusal, lettered, normalise
 
-FORMAT = 2              # of the records; part of the settings that they are kept by
+FORMAT = 3              # of the records; part of the settings that they are kept by
 BUDGETS = (256, 512, 1024, 2048)
 
 
@@ -93,9 +94,18 @@ def _record(session: Session, item: Item, tokens, scales, max_tokens: int, first
         "key": item.key, "domain": item.domain, "kind": item.kind, "prompt": item.prompt, "answer": item.answer, "choices": list(item.choices),
         "said": said, "text": answer.text, "right": right(said), "said_low_res_only": said_low, "right_low_res_only": right(said_low), "refused": is_refusal(said),
         "confidence": None if confidence is None else round(float(confidence), 6), "cap_px": item.cap_px, "patches": sum(map(len, answer.picked.values())),
-        "recall": selection_recall(session, answer.prob, item.boxes_px, answer.frame_size, BUDGETS, scales) if item.boxes_px else None,
-        "recall_bottom_up": selection_recall(session, session.score(session.look(frame), session.prior()), item.boxes_px, answer.frame_size, BUDGETS, scales) if item.boxes_px else None,
+        **_recalls(session, frame, item, answer, scales),
         "seconds": round(seconds, 5), "first": first}
+
+
+def _recalls(session: Session, frame: Frame, item: Item, answer: Answer, scales: int | None) -> dict[str, dict[str, float] | None]:
+    """Share of the target in what is picked per budget: as asked, by the same map wherever it is high, by saliency. None without boxes."""
+    if not item.boxes_px:
+        return {"recall": None, "recall_anywhere": None, "recall_bottom_up": None}
+    by = lambda prob: selection_recall(session, prob, item.boxes_px, answer.frame_size, BUDGETS, scales)
+    aimed = session.aimed(answer.prob, Prompt(item.prompt, None, None))
+    return {"recall": by(aimed), "recall_anywhere": by(answer.prob) if aimed is not answer.prob else None,
+            "recall_bottom_up": by(session.score(session.look(frame), session.prior()))}
 
 
 def _notes(session: Session, items, records: list[dict]) -> list[str]:

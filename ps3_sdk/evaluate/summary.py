@@ -11,6 +11,8 @@ CONFIDENT = 0.8
 NEARLY = 2              # characters that an answer is off at most
 CONFIDENCES = {"below 0.2": (0, 0.2), "0.2-0.5": (0.2, 0.5), "0.5-0.8": (0.5, CONFIDENT), "0.8 and more": (CONFIDENT, 1.01)}
 CAP_BANDS_PX = {"10-13": (0, 14), "14-18": (14, 19), "19-23": (19, 24), "24-28": (24, 1e9)}       # [low, high) of capitals at 3840x2160
+# of the patches that a budget picks, what is told of it in the table; the second is of models that look around the best place alone
+RECALLS = {"recall": "", "recall_anywhere": "picked wherever the prompt's map is high", "recall_bottom_up": "picked by saliency instead, whatever is asked"}
 MEASURES = {"exact_match": "right", "exact_match_low_res_only": "right_low_res_only"}
 
 
@@ -43,8 +45,8 @@ def measures(records: Sequence[dict]) -> dict:
     found.update(_told("nearly_right", [not record["right"] and not record["refused"] and characters_off(record["said"], record["answer"]) <= NEARLY for record in free]))
     sure = [record for record in records if record["confidence"] is not None]
     found.update(_told("wrong_but_confident", [record["confidence"] > CONFIDENT and not record["right"] and not record["refused"] for record in sure]))
-    for name in ("recall", "recall_bottom_up"):
-        recalls = [record[name] for record in records if record[name] is not None]
+    for name in RECALLS:
+        recalls = [record[name] for record in records if record.get(name) is not None]
         shares = {budget: share_of(recall[budget] for recall in recalls if budget in recall) for budget in (recalls[0] if recalls else ())}
         found[f"selection_{name}"] = {budget: share["share"] for budget, share in shares.items()}
         found[f"selection_{name}_interval"] = {budget: share["interval"] for budget, share in shares.items()}
@@ -88,7 +90,8 @@ def table(summary: dict) -> str:
             lines.append(f"{title[:11]:<12}{row['n']:>6}{_percent(row, name):>26}{_percent(row, name + '_low_res_only'):>24}"
                          + "".join(f"{_plain(row['selection_recall'].get(budget)):>13}" for budget in budgets))
     if budgets:
-        lines.append("picked by saliency instead, whatever is asked: " + ", ".join(f"recall {budget} {_plain(share)}" for budget, share in summary["selection_recall_bottom_up"].items()))
+        lines += [f"{told}: " + ", ".join(f"recall {budget} {_plain(share)}" for budget, share in summary[f"selection_{name}"].items())
+                  for name, told in RECALLS.items() if told and summary[f"selection_{name}"]]
     if free:
         lines.append(f"not right: {_percent(summary, 'nearly_right')} at most {NEARLY} characters off, {_percent(summary, 'refused')} refused")
     bands = [f"{name}: {100 * row['right']:.0f} % of {row['right_n']}" for name, row in summary["by_confidence"].items() if row["right_n"]]

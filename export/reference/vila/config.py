@@ -32,7 +32,8 @@ class LookOptions:
     mode: after_prompt, the question says where, or after_image, the tower's prior does | num_looks: rounds, or "all"; 0 for none |
     num_tokens: patches of all looks together, wins over num_looks unless that is 0 | per_look: patches one look takes of each
     high-res scale, None for the tower's own | smooth: average the probabilities over 6 x 6 areas |
-    rule: patches, the best ones, ties to the lower id (the public model leaves ties open), or blocks, whole blocks (see blocks.py).
+    rule: patches, the best ones, ties to the lower id (the public model leaves ties open), or blocks, whole blocks (see blocks.py) |
+    around: ours, not the public model's: places within so many of the most probable one are picked first, by prompts alone.
     """
     mode: str = "after_prompt"
     num_looks: int | str = 1
@@ -40,6 +41,7 @@ class LookOptions:
     per_look: tuple[int, ...] | None = None
     smooth: bool = False
     rule: str = "patches"
+    around: int | None = None
 
     def __post_init__(self):
         for name, known in (("mode", MODES), ("rule", RULES)):
@@ -158,7 +160,7 @@ class VilaConfig:
         llm, pixels = LlmConfig.parse(Fields.read(folders["llm"] / "config.json")), PreprocessorConfig.read(folders["vision_tower"], vision.scales_px[-1])
         return cls(
             folders, llm, vision, projector, f.choice("top_down_prompt_head_type", "linear", ("linear", "mlp")) if mode == "after_prompt" else None,
-            f.flag("high_res_pos_embed", False), f.flag("high_res_prob_embed", False), layer, LookOptions(mode, _num_looks(f), f.count("num_token_look_close", None, low=0)),
+            f.flag("high_res_pos_embed", False), f.flag("high_res_prob_embed", False), layer, _looks(f, mode),
             bool(f.flag("ps3_dynamic_aspect_ratio", None)), f.text("chat_template", None), f.text("not_seen", None), _max_rows(folders["llm"], llm), pixels.mean, pixels.std)
 
 
@@ -168,9 +170,9 @@ def _needed(f: Fields, key: str) -> int:
     return f.count(key, None)
 
 
-def _num_looks(f: Fields) -> int:
-    value = f.count("num_look_close", None, low=0)
-    return 1 if value is None else value
+def _looks(f: Fields, mode: str) -> LookOptions:
+    num_looks = f.count("num_look_close", None, low=0)
+    return LookOptions(mode, 1 if num_looks is None else num_looks, f.count("num_token_look_close", None, low=0), around=f.count("look_close_around", None))
 
 
 def _part(f: Fields, folder: Path, key: str, name: str) -> Path:

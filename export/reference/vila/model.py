@@ -21,7 +21,7 @@ from ps3_sdk.errors import InputError
 from ..config import Ps3Config
 from ..geometry import grid_size
 from ..model import Ps3Model
-from ..scoring import spread
+from ..scoring import around, spread
 from ..selection import Look, pick_looks, plan_looks
 from .blocks import complete_blocks, select_blocks
 from .chat import Chat
@@ -116,15 +116,17 @@ class VilaHd(nn.Module):
         per_look = options.per_look or self.config.vision.per_look
         if len(per_look) != len(sizes):
             raise InputError(f"[select] per_look is {per_look}; this model has {len(sizes)} high-res scales, a count for each is needed.")
-        maps = spread(self.vision.score(seen.low, vector), sizes, given, options.smooth)
+        prob = self.vision.score(seen.low, vector)
+        maps = spread(prob, sizes, given, options.smooth)
+        wanted = maps if options.around is None or vector is None or given is not None or options.smooth else spread(around(prob, options.around), sizes)
         budget = dict(num_looks=options.num_looks) if options.num_tokens is None or options.num_looks == 0 else dict(num_tokens=options.num_tokens)
         capacity = [rows * cols for rows, cols in sizes]
         plan = plan_looks(capacity, per_look, first_scales=self._first_scales(seen), **budget)
         if options.rule == "patches":
-            return Picked([m[0] for m in maps], pick_looks(maps, [plan]))
+            return Picked([m[0] for m in maps], pick_looks(wanted, [plan]))
         r, taken = self.config.downsample, [torch.zeros(n, dtype=torch.bool, device=seen.pixels.device) for n in capacity]
         plan = plan_blocks(plan, capacity, r * r)
-        return Picked([m[0] for m in maps], [[[select_blocks(m[0], n, t, r)] for m, n, t in zip(maps, counts, taken)] for counts in plan])
+        return Picked([m[0] for m in maps], [[[select_blocks(m[0], n, t, r)] for m, n, t in zip(wanted, counts, taken)] for counts in plan])
 
     def _first_scales(self, seen: Seen) -> int | None:
         if not self.config.dynamic_sizes or seen.original_size is None:
