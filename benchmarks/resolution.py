@@ -79,8 +79,7 @@ def see(session, look, item, pixels, point, options) -> ways.Seen:
         budget = session.budget(looks="all", scales=scales)
     else:
         budget = session.budget(tokens=point.get("number", options.constant), scales=scales)
-    asked, read = ways.top_down(session, look, item.prompt)
-    prob = asked
+    prob, asked, read = ways.top_down(session, look, item.prompt)
     if series == "random":
         prob = ways.at_random(session, look, int(digest(item.key, str(options.seed)), 16) % 2**32)
     elif series == "bottom-up":

@@ -36,9 +36,10 @@ class Seen:
 
 
 def top_down(session, look, prompt):
-    """The prompt's map, (g, g) f32, and what the language model has read to make it."""
+    """The map that an ask picks patches by and the prompt's own, (g, g) f32 both, and what the language model has read to make it."""
     _, query, read = look_for([look], prompt, None, Timing())
-    return session.score(look, query), read
+    prob = session.score(look, query)
+    return session.aimed(prob, query), prob, read
 
 
 def bottom_up(session, look):

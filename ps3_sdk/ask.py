@@ -81,7 +81,7 @@ def look_for(seen: Sequence, prompt: str, embedding, timing: Timing, selection: 
         if by_saliency:
             return ids, asked(), known
         vector, read = language.ask(ids, [((look, "low"), look.rows) for look in seen], known)
-        return ids, Prompt(prompt, vector, None) if vector is not None else session.prior(prompt, "this model looks by saliency"), read
+        return ids, Prompt(prompt, vector, None, anywhere=selection == "top_down") if vector is not None else session.prior(prompt, "this model looks by saliency"), read
 
 
 def _needs_prompt(session, language, prompt: str) -> None:

@@ -18,13 +18,13 @@ class Prompt:
 
     text: as given | vector: (width,) f32, what score() compares places with | pooled: (pooled_width,) f32, what `choices`
     are compared by, None for prompts given as a vector or as the prior | notes: what the user should know, e.g. a cut text |
-    saliency: it is the prior, which asks for whatever stands out, not for one thing.
+    anywhere: patches are picked wherever it is answered to, even by models that look around the best place first: the prior asks for no one thing.
     """
     text: str
     vector: np.ndarray
     pooled: np.ndarray | None
     notes: tuple[str, ...] = ()
-    saliency: bool = False
+    anywhere: bool = False
 
 
 def clean(text: str, how: str) -> str:

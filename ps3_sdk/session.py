@@ -104,7 +104,8 @@ class Session(Stages):
             rule: "patches" selects one by one, as PS3 does; "blocks" only whole blocks that a language model reads. Default:
                 blocks where that is but a choice among equally probable patches, else patches. Encoder bundles know patches only.
             selection: "top_down" picks patches by the prompt, "bottom_up" by saliency, whatever the prompt (the public model's
-                look_close_mode after_prompt and after_image). Default: by the prompt, by saliency where an encoder's is empty or the model knows no other way.
+                look_close_mode after_prompt and after_image). Default: by the prompt, by saliency where an encoder's is empty or the model knows no other
+                way; and around the most probable place first where the bundle was trained so (language.look_around), as the embedded one is.
             smooth: average the probabilities over 6 x 6 areas of the frame before picking (the public model's smooth_selection_prob).
             max_tokens, sampling, cancel, on_text: of the answer's text (vision-language bundles): tokens at most, default what the bundle says; a
                 ps3_sdk.Sampling, default greedy; a threading.Event or function that stops it; a function that is given each

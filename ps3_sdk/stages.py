@@ -77,7 +77,7 @@ class Stages:
 
     def prior(self, text: str = "", note: str = "empty prompt: patches are picked bottom-up, by saliency") -> Prompt:
         """The model's own prompt, for saliency."""
-        return Prompt(text, np.asarray(self._tables["prior_prompt"]), None, (note,), saliency=True)
+        return Prompt(text, np.asarray(self._tables["prior_prompt"]), None, (note,), anywhere=True)
 
     def score(self, look: Look, prompt: Prompt) -> np.ndarray:
         """(g, g) f32 in (0, 1): how much the prompt cares about each place of the frame."""
@@ -86,8 +86,8 @@ class Stages:
 
     def aimed(self, prob: np.ndarray, prompt: Prompt) -> np.ndarray:
         """The map that patches are picked by: score's own, or for models that look around the best place (language.look_around) one that ranks its
-        neighbours first. Saliency is never confined: it asks for nothing in particular."""
-        radius = None if self.language is None or prompt.saliency else self.language.spec.get("look_around")
+        neighbours first."""
+        radius = None if self.language is None or prompt.anywhere else self.language.spec.get("look_around")
         return prob if radius is None else around(prob, radius)
 
     def select(self, prob: np.ndarray, scale_px: int, count: int, taken: np.ndarray, r: int = 1) -> np.ndarray:

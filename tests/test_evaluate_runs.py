@@ -159,8 +159,8 @@ def test_looking_top_down_in_the_benchmark_is_an_ask(request, model, ways):
 
 def check_is_an_ask(speaker, photo, ways, prompt):
     look = speaker.look(photo)
-    prob, read = ways.top_down(speaker, look, prompt)
-    seen = ways.closely(speaker, look, prob, speaker.budget(tokens=700), read)
+    aimed, prob, read = ways.top_down(speaker, look, prompt)
+    seen = ways.closely(speaker, look, aimed, speaker.budget(tokens=700), read, told=prob)
     text, rows = ways.say(speaker, look, prompt, seen, 8)
     answer = speaker.ask(photo, prompt, tokens=700, max_tokens=8)
     assert text == answer.text and rows > len(look.rows)
@@ -169,7 +169,7 @@ def check_is_an_ask(speaker, photo, ways, prompt):
 
 def test_rows_that_do_not_fit_are_those_of_the_least_probable(speaker, photo, ways):
     look = speaker.look(photo)
-    prob, _ = ways.top_down(speaker, look, "Where is it?")
+    prob = ways.top_down(speaker, look, "Where is it?")[0]
     everything = ways.closely(speaker, look, prob, speaker.budget(looks="all", scales=1))
     some = ways.closely(speaker, look, prob, speaker.budget(looks="all", scales=1), room=50)
     assert some.patches == everything.patches and len(some.blocks[0][1]) <= 50 < len(everything.blocks[0][1])

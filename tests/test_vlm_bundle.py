@@ -140,8 +140,9 @@ def test_looking_around_and_rows_told_how_probable_their_place_is_are_the_refere
             assert np.array_equal(ids, theirs.numpy())
         elsewhere = model.select(seen, asked.vector, replace(model.config.looks, around=None)).looks
         assert not all(torch.equal(one, other) for look, plain_look in zip(picked.looks, elsewhere) for one, other in zip(sum(look, []), sum(plain_look, [])))
-        by_saliency = look.encode(question, selection="bottom_up")
-        assert all(np.array_equal(ids, np.concatenate([each[px] for each in choose(session, by_saliency.prob, session.budget())])) for px, ids in by_saliency.picked.items())
+        for selection in ("top_down", "bottom_up"):         # asked for by name: picked wherever the map is high
+            found = look.encode(question, selection=selection)
+            assert all(np.array_equal(ids, np.concatenate([each[px] for each in choose(session, found.prob, session.budget())])) for px, ids in found.picked.items())
         for px, prob in zip(session.geometry["scales_px"][1:], picked.probs):
             assert relative_error(enlarged(encoding.prob, px // session.patch_px), prob.numpy()) <= BOUND
         assert relative_error(told, wanted.rows.numpy()) <= BOUND < relative_error(plain, wanted.rows.numpy())

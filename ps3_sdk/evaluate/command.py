@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from ..ask import SELECTIONS
 from ..atomic import replaced
 from ..errors import InputError, RuntimeMissingError
 
@@ -21,6 +22,7 @@ def add_arguments(sub) -> None:
     sub.add_argument("--seed", type=int, default=0, help="of the scenes, or of the order of options (default 0)")
     sub.add_argument("--tokens", type=int, metavar="N", help="high-res patches per question (default: one look of the model)")
     sub.add_argument("--scales", type=int, metavar="N", help="look only at the first N high-res scales")
+    sub.add_argument("--selection", choices=SELECTIONS, help="pick patches wherever the prompt's map is high, or by saliency (default: as the model was trained)")
     sub.add_argument("--max-tokens", type=int, default=32, metavar="N", help="of an answer in words (default 32)")
     sub.add_argument("--json", action="store_true", help="print every figure as JSON")
     sub.add_argument("-o", "--output", metavar="FOLDER", help="keep results, summary and plots there; the same command continues what was interrupted")
@@ -36,8 +38,8 @@ def run(options) -> None:
     items = _items(options)
     start = time.perf_counter()
     with Session(options.bundle, threads=options.threads, device=options.device) as session:
-        summary = evaluate(session, items, tokens=options.tokens, scales=options.scales, max_tokens=options.max_tokens, folder=options.output,
-                           open_seconds=time.perf_counter() - start, progress=Bar(sys.stderr))
+        summary = evaluate(session, items, tokens=options.tokens, scales=options.scales, selection=options.selection, max_tokens=options.max_tokens,
+                           folder=options.output, open_seconds=time.perf_counter() - start, progress=Bar(sys.stderr))
     text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
     if options.output:
         _write(Path(options.output) / "summary.json", text)

@@ -22,13 +22,13 @@ FORMAT = 3              # of the records; part of the settings that they are kep
 BUDGETS = (256, 512, 1024, 2048)
 
 
-def evaluate(session: Session, items: Iterable[Item], *, tokens: int | None = None, scales: int | None = None, max_tokens: int = 32, folder=None,
-             open_seconds: float | None = None, progress: Callable[[int, int, str], None] | None = None) -> dict:
+def evaluate(session: Session, items: Iterable[Item], *, tokens: int | None = None, scales: int | None = None, selection: str | None = None,
+             max_tokens: int = 32, folder=None, open_seconds: float | None = None, progress: Callable[[int, int, str], None] | None = None) -> dict:
     """Ask each item twice, at the budget and with the low-res pass alone, each time from the frame on.
 
     Args:
         items: SceneItems, read_questions(..), read_vstar(..), or an ItemList of your own.
-        tokens, scales: budget as in Session.ask | max_tokens: of an answer in words.
+        tokens, scales: budget, selection: both as in Session.ask | max_tokens: of an answer in words.
         folder: results are kept there, one a line, and a second call continues; None: in memory alone.
         open_seconds: how long the session took to open, for the record | progress: called with (done, total, text).
     Returns:
@@ -36,14 +36,14 @@ def evaluate(session: Session, items: Iterable[Item], *, tokens: int | None = No
     Raises:
         InputError that names the item: a frame that cannot be read, a free answer wanted of a bundle without a language model.
     """
-    settings = {"format": FORMAT, "items": items.settings, "bundle": bundle_of(session), "tokens": tokens, "scales": scales, "max_tokens": max_tokens,
+    settings = {"format": FORMAT, "items": items.settings, "bundle": bundle_of(session), "tokens": tokens, "scales": scales, "selection": selection, "max_tokens": max_tokens,
                 "threads": session.threads, "versions": versions(), "machine": machine()}
     seen, first = set(), True
     with Results(folder, settings) as results:
         for item in items:
             known = results.records.get(item.key)
             if known is None or known["prompt"] != item.prompt:
-                results.add(_record(session, item, tokens, scales, max_tokens, first))
+                results.add(_record(session, item, tokens, scales, selection, max_tokens, first))
                 first = False
             seen.add(item.key)
             if progress:
@@ -79,11 +79,11 @@ def ask(session: Session, frame: Frame, item: Item, **budget) -> tuple[Answer, s
     return answer, answer.text if index is None else item.choices[index]
 
 
-def _record(session: Session, item: Item, tokens, scales, max_tokens: int, first: bool) -> dict:
+def _record(session: Session, item: Item, tokens, scales, selection, max_tokens: int, first: bool) -> dict:
     try:
         frame = Frame.of(item.frame())
         start = time.perf_counter()
-        answer, said = ask(session, frame, item, tokens=tokens, scales=scales, max_tokens=max_tokens)
+        answer, said = ask(session, frame, item, tokens=tokens, scales=scales, selection=selection, max_tokens=max_tokens)
         seconds = time.perf_counter() - start
         low, said_low = ask(session, frame, item, tokens=0, max_tokens=max_tokens)
     except InputError as error:
@@ -94,16 +94,16 @@ def _record(session: Session, item: Item, tokens, scales, max_tokens: int, first
         "key": item.key, "domain": item.domain, "kind": item.kind, "prompt": item.prompt, "answer": item.answer, "choices": list(item.choices),
         "said": said, "text": answer.text, "right": right(said), "said_low_res_only": said_low, "right_low_res_only": right(said_low), "refused": is_refusal(said),
         "confidence": None if confidence is None else round(float(confidence), 6), "cap_px": item.cap_px, "patches": sum(map(len, answer.picked.values())),
-        **_recalls(session, frame, item, answer, scales),
+        **_recalls(session, frame, item, answer, scales, selection),
         "seconds": round(seconds, 5), "first": first}
 
 
-def _recalls(session: Session, frame: Frame, item: Item, answer: Answer, scales: int | None) -> dict[str, dict[str, float] | None]:
+def _recalls(session: Session, frame: Frame, item: Item, answer: Answer, scales: int | None, selection: str | None) -> dict[str, dict[str, float] | None]:
     """Share of the target in what is picked per budget: as asked, by the same map wherever it is high, by saliency. None without boxes."""
     if not item.boxes_px:
         return {"recall": None, "recall_anywhere": None, "recall_bottom_up": None}
     by = lambda prob: selection_recall(session, prob, item.boxes_px, answer.frame_size, BUDGETS, scales)
-    aimed = session.aimed(answer.prob, Prompt(item.prompt, None, None))
+    aimed = session.aimed(answer.prob, Prompt(item.prompt, None, None, anywhere=selection is not None))
     return {"recall": by(aimed), "recall_anywhere": by(answer.prob) if aimed is not answer.prob else None,
             "recall_bottom_up": by(session.score(session.look(frame), session.prior()))}
 
