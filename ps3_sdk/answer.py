@@ -91,7 +91,7 @@ class Answer:
     """One question about one frame, answered.
 
     prompt: the text, "" for bottom-up | text: the language model's answer, or the best choice, None without either | confidence: in [0, 1], the model's
-    probability of that text; of an answer that says that nothing was found, of there being one after all; None where the model has none |
+    probability of that text, or how probably it is right where the bundle is calibrated (language.confidence); of an answer that says that nothing was found, of there being one after all; None where the model has none |
     found: False where a language model says that it cannot see what was asked | choices: best first | regions: best first | picked: {scale px: ascending int32 patch ids} | prob: (rows, cols) f32 in [0, 1], how much the prompt
     cares about each place | timing: ms per stage | frame_size: (h, w) pixels | notes: what the user should know.
     """

@@ -7,6 +7,7 @@ from typing import NamedTuple, Sequence
 from .answer import Answer, Timing, regions_from_map
 from .encoding import Aim, look_closely
 from .errors import InputError
+from .probability import calibrated
 from .prompt import Prompt
 
 SELECTIONS = ("top_down", "bottom_up")
@@ -29,7 +30,7 @@ def ask_together(seen: Sequence, prompt: str = "", *, prompt_embedding=None, tok
     words = Words()
     if ids is not None and choices is None:
         with timings[0].stage("decode"):
-            words = _words(seen, ids, encodings, read, max_tokens, sampling, cancel, on_text)
+            words = _words(seen, ids, encodings, read, query, max_tokens, sampling, cancel, on_text)
     return [_answer(look, *each, query, words) for look, *each in zip(seen, encodings, ranked, timings)]
 
 
@@ -53,7 +54,7 @@ def ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=No
         words = Words()
         if ids is not None and choices is None:
             with timing.stage("decode"):
-                words = _words([look], ids, [encoding], read, max_tokens, sampling, cancel, None)
+                words = _words([look], ids, [encoding], read, query, max_tokens, sampling, cancel, None)
         answers.append(_answer(look, encoding, each, timing, query, words))
     return answers
 
@@ -104,7 +105,7 @@ class Words(NamedTuple):
     found: bool = True
 
 
-def _words(seen, ids: list[int], encodings, read, max_tokens, sampling, cancel, on_text) -> Words:
+def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sampling, cancel, on_text) -> Words:
     """The language model's answer. What it read is kept: the next question shares the system text and the low-res rows."""
     language, frames = seen[0].session.language, []
     for look, encoding in zip(seen, encodings):
@@ -129,6 +130,8 @@ def _words(seen, ids: list[int], encodings, read, max_tokens, sampling, cancel, 
         notes += ("the answer is empty: the model ended it before a word",)
     logprob, found = getattr(generation, "logprob", None), text != language.spec.get("not_seen")    # a user's own language model may have none
     confidence = None if logprob is None else math.exp(logprob) if found else 1 - math.exp(logprob)
+    if confidence is not None and found and "confidence" in language.spec and not query.anywhere:
+        confidence = calibrated(confidence, max(float(encoding.prob.max()) for encoding in encodings), language.spec["confidence"])
     return Words(text, notes, confidence, found)
 
 

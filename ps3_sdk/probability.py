@@ -1,8 +1,10 @@
-"""What may be done to a map of probabilities before patches are picked by it: places made certain, and smoothing.
+"""What may be done to a map of probabilities before patches are picked by it: places made certain, neighbours first, smoothing; and how sure an answer is.
 
 Source: PS3 @ f7e3fd4, get_selection_probs (gt_selection_maps, smooth_selection_prob) and forward_high_res (pool_gt_token_only).
 """
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -44,6 +46,14 @@ def smoothed(prob: np.ndarray, n: int) -> np.ndarray:
     """The map on the n x n grid of the first high-res scale, averaged over 6 x 6 areas; maps of finer scales would average to the same."""
     weights = pooling_weights(n, SMOOTH_GRID).astype(np.float64)
     return enlarged((weights @ enlarged(prob, n) @ weights.T).astype(np.float32), n)
+
+
+def calibrated(text: float, place: float, weights: dict[str, float]) -> float:
+    """How probably an answer is right, from the language model's probability of its text and score's of the place it was looked for in: both are too sure
+    by themselves, the one of what it reads, the other of where. weights: bias, text and place of a logistic regression on questions that no training saw."""
+    logit = lambda share: math.log(min(max(share, 1e-6), 1 - 1e-6)) - math.log(1 - min(max(share, 1e-6), 1 - 1e-6))
+    sure = weights["bias"] + weights["text"] * logit(text) + weights["place"] * logit(place)
+    return 1 / (1 + math.exp(-min(max(sure, -500), 500)))
 
 
 def pooling_weights(old: int, new: int) -> np.ndarray:

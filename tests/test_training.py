@@ -207,7 +207,7 @@ def test_a_close_look_in_training_is_the_references(folder, scene):
     look = model.look(scene.frame)
     with torch.no_grad():
         found = closely.find([example])
-        rows, place, _ = closely.look([example], found.seen, [Look(0, np.sort(np.argsort(-closely.near(found.prob[0].numpy(), False))[:closely.places]), [], [])])
+        rows, place, _ = closely.look([example], found.seen, [Look(0, closely.cells(closely.near(found.prob[0].numpy(), False)), [], [])])
         rows, place = rows[0], place[0]
         ours = model.projector.told(rows, found.prob[0][place])
         vector = model.ask(model.chat.ids(model.chat.message([look, example.asked[0][0]])), [look]).vector[:1]

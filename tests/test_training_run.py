@@ -90,7 +90,7 @@ def test_the_whole_recipe_is_one_command_whose_steps_take_their_options(tmp_path
     from ps3_sdk.training import machine, nano
     assert cli.main(["train", str(tmp_path / "run"), "--processes", "2", "--share", "0.01", "--dry-run"]) == 0
     said = [line.split("python -m ", 1)[1].split() for line in capsys.readouterr().err.splitlines()]
-    assert [line[0].rsplit(".", 1)[1] for line in said] == ["pool", "pool", "read", "answer", "places", "answer", "answer", "curves"] and not (tmp_path / "run").exists()
+    assert [line[0].rsplit(".", 1)[1] for line in said] == ["pool", "pool", "read", "answer", "places", "answer", "answer", "confidence", "curves"] and not (tmp_path / "run").exists()
     taken = []
     monkeypatch.setattr(machine, "launch", lambda work, options: taken.append(options))
     monkeypatch.setattr(nano, "write_folder", lambda *arguments, **options: None)
@@ -102,7 +102,7 @@ def test_the_whole_recipe_is_one_command_whose_steps_take_their_options(tmp_path
     assert [options.steps for options in taken] == [32, 16, 4, 16] and all(options.processes == 2 and options.device == "cpu" for options in taken)
     assert taken[3].places == 4 and taken[2].still and Path(taken[2].begin) == tmp_path / "run/placed"
     assert cli.main(["train", str(tmp_path / "run"), "--device", "cuda", "--dry-run"]) == 0
-    last = capsys.readouterr().err.splitlines()[-2]
+    last = capsys.readouterr().err.splitlines()[-3]
     assert all(said in last for said in ("training.answer", "--scenes 20", "--processes 1 ", "--device cuda"))
 
 

@@ -24,7 +24,7 @@ try:
 except RuntimeMissingError as error:
     pytest.skip(str(error), allow_module_level=True)
 from ps3_sdk.export.make_vlm import make_vlm
-from ps3_sdk.probability import enlarged, smoothed
+from ps3_sdk.probability import calibrated, enlarged, smoothed
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +228,12 @@ def test_confidence_is_the_models_probability_of_its_answer(session, photo, monk
     logprobs = [token.logprob for token in generation]
     assert answer.found and abs(answer.confidence - np.exp(sum(logprobs))) < 1e-4 and abs(generation.logprob - sum(logprobs)) < 1e-9
     assert answer.to_dict()["confidence"] is not None and "confidence" in str(answer)
+    weights = {"bias": 0.3, "text": 0.6, "place": 1.2}
+    monkeypatch.setitem(session.language.spec, "confidence", weights)
+    sure = session.ask(photo, "What is it?", tokens=0, max_tokens=3)
+    assert sure.confidence == pytest.approx(calibrated(answer.confidence, float(answer.prob.max()), weights))
+    elsewhere = session.ask(photo, "What is it?", tokens=0, max_tokens=3, selection="bottom_up")    # it was measured where a model looks by itself
+    assert elsewhere.confidence == pytest.approx(answer.confidence, abs=1e-4)
     monkeypatch.setitem(session.language.spec, "not_seen", answer.text)
     missing = session.ask(photo, "What is it?", tokens=0, max_tokens=3)
     assert not missing.found and abs(missing.confidence - (1 - answer.confidence)) < 1e-6

@@ -68,14 +68,20 @@ class Closely(Looking):
                     wanted = wanted + (self.right_places(truth[own], lead, rng) if wide else truth[first + lead])
                 if not wide:
                     wanted = self.near(wanted, learning and rng.random() < ELSEWHERE)
-                cells = np.sort(np.argpartition(-wanted, self.places)[:self.places])
+                cells = self.cells(wanted)
                 kept, answers = self.told_there(example, truth[own], cells, lead, rng) if learning else ([lead], [example.asked[lead][1]])
                 made.append(Look(scene, cells, [first + i for i in kept], answers))
             first += len(example.asked)
         return made
 
+    def cells(self, wanted: np.ndarray) -> np.ndarray:
+        """The places to look at, ascending, by how much each of all (729,) is wanted."""
+        return np.sort(np.argpartition(-wanted, self.places)[:self.places])
+
     def near(self, wanted: np.ndarray, elsewhere: bool) -> np.ndarray:
-        """(729,) such that the best place's neighbours come first; or those of the best one that is not among these."""
+        """(729,) such that the best place's neighbours come first; or those of the best one that is not among these. As it is in models that look anywhere."""
+        if self.around is None:
+            return wanted
         wanted = wanted.reshape(LOW_GRID, LOW_GRID)
         if elsewhere:
             wanted = np.where(nearby(wanted, self.around), np.float32(0), wanted)

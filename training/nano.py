@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ps3_sdk.errors import InputError
 from ps3_sdk.export.reference.vila.chat import Chat
-from ps3_sdk.export.reference.vila.config import VilaConfig
+from ps3_sdk.export.reference.vila.config import CONFIDENCE, VilaConfig
 from ps3_sdk.export.reference.vila.model import VilaHd
 
 from .tokenizer import ADDED, make_tokenizer
@@ -86,7 +86,7 @@ def copy_folder(source: str | Path, folder: str | Path) -> Path:
     Raises InputError: `folder` has other ones already.
     """
     source, folder = Path(source), Path(folder)
-    for path in sorted(source.rglob("*.json")):
+    for path in sorted(path for path in source.rglob("*.json") if path.name != CONFIDENCE):      # that is of the weights that were measured
         made = folder / path.relative_to(source)
         if made.exists() and made.read_bytes() != path.read_bytes():
             raise InputError(f"[training] {made} is not what {path} is, so its weights do not fit. Begin in another RUN folder.")

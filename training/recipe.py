@@ -48,6 +48,7 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
     begin = {} if options.begin is None else {"begin": options.begin}
     made += [(["answer", pool, run, "answer"], begin | steps(1600) | {"windows": 32, "spelt": 80, "places": 4, "looks": 1, "lr": 0.9, "decay-from": 0.35} | many
               | ({"scenes": 20} if on_gpu else {}) | machine),
+             (["confidence", run / "model"], {}),
              (["curves", run, "-o", run / "curves.png"], {})]
     return [[f"ps3_sdk.training.{name}", *map(str, given), *(word for key, value in chosen.items() for word in (f"--{key}", str(value)))] for (name, *given), chosen in made]
 

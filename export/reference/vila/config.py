@@ -22,6 +22,7 @@ MODES = ("after_prompt", "after_image")
 RULES = ("patches", "blocks")
 LANGUAGE_MODELS = ("qwen2", "llama", "mistral")
 _PARTS = {"llm_cfg": "llm", "vision_tower_cfg": "vision_tower", "mm_projector_cfg": "mm_projector"}
+CONFIDENCE, CONFIDENCE_KEYS = "confidence.json", ("bias", "text", "place")
 _NO_LIMIT = 10 ** 9     # tokenizers without a limit store a number like 1e30
 
 
@@ -96,7 +97,8 @@ class VilaConfig:
     """folders: of llm, vision_tower, mm_projector | downsample: r of the projector | prompt_head: linear, mlp, or None where the
     checkpoint has none (look_close_mode after_image) | token_layer: the vision block whose output is seen, -1 or -2 |
     dynamic_sizes: the frame's original size may leave out the finest scale | prob_embedding, not_seen: our own extensions, rows told how probable their
-    place is, and the answer by which the model says that it cannot see what was asked | chat_template: qwen2, mistral, or None for the
+    place is, and the answer by which the model says that it cannot see what was asked | confidence: ours, too, of confidence.json: bias, text and place, see
+    ps3_sdk.probability.calibrated | chat_template: qwen2, mistral, or None for the
     tokenizer's own | max_rows: prompt and answer together, in rows of the language model | mean, std: of the pixels."""
     folders: dict[str, Path]
     llm: LlmConfig
@@ -110,6 +112,7 @@ class VilaConfig:
     dynamic_sizes: bool
     chat_template: str | None
     not_seen: str | None
+    confidence: dict[str, float] | None
     max_rows: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -161,7 +164,17 @@ class VilaConfig:
         return cls(
             folders, llm, vision, projector, f.choice("top_down_prompt_head_type", "linear", ("linear", "mlp")) if mode == "after_prompt" else None,
             f.flag("high_res_pos_embed", False), f.flag("high_res_prob_embed", False), layer, _looks(f, mode),
-            bool(f.flag("ps3_dynamic_aspect_ratio", None)), f.text("chat_template", None), f.text("not_seen", None), _max_rows(folders["llm"], llm), pixels.mean, pixels.std)
+            bool(f.flag("ps3_dynamic_aspect_ratio", None)), f.text("chat_template", None), f.text("not_seen", None), _confidence(folder), _max_rows(folders["llm"], llm), pixels.mean, pixels.std)
+
+
+def _confidence(folder: Path) -> dict[str, float] | None:
+    if not (folder / CONFIDENCE).exists():
+        return None
+    f = Fields.read(folder / CONFIDENCE)
+    f.only(*CONFIDENCE_KEYS)
+    if missing := [key for key in CONFIDENCE_KEYS if key not in f]:
+        raise f.refuse(missing[0], "a number is needed", "Make the file anew: python -m ps3_sdk.training.confidence.")
+    return {key: f.number(key, None, above=-1e6) for key in CONFIDENCE_KEYS}
 
 
 def _needed(f: Fields, key: str) -> int:

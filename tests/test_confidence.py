@@ -1,0 +1,42 @@
+"""How sure an answer is: a bundle's calibration, where it comes from, and what is refused."""
+import json
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'ps3-sdk[export]'")
+from ps3_sdk.errors import ExportError
+from ps3_sdk.export.reference.vila.config import CONFIDENCE, VilaConfig
+from ps3_sdk.probability import calibrated
+from ps3_sdk.training import confidence, nano
+
+
+def test_a_calibration_weighs_text_and_place():
+    assert calibrated(0.9, 0.6, {"bias": 0, "text": 1, "place": 0}) == pytest.approx(0.9)
+    assert calibrated(0.9, 0.6, {"bias": 0, "text": 0, "place": 2}) == pytest.approx(0.6 ** 2 / (0.6 ** 2 + 0.4 ** 2))
+    for text in (0.0, 1.0):         # nothing is certain, and nothing overflows
+        assert 0 <= calibrated(text, text, {"bias": 1000, "text": -1000, "place": 1000}) <= 1
+
+
+def test_a_fit_finds_what_made_the_answers():
+    rng, weights = np.random.default_rng(0), {"bias": -0.5, "text": 0.7, "place": 1.5}
+    both = rng.uniform(0.05, 0.95, (20_000, 2))
+    right = rng.random(len(both)) < [calibrated(*each, weights) for each in both]
+    found = confidence.fitted(np.column_stack([both, right]))
+    assert all(abs(found[key] - weights[key]) < 0.1 for key in weights)
+    lines = confidence.told(np.column_stack([both, right]), found)
+    assert len(lines) == 5 and "% right" in lines[0]
+
+
+def test_a_checkpoint_keeps_its_own_calibration(tmp_path):
+    folder = nano.write_folder(tmp_path / "model")
+    assert VilaConfig.read(folder).confidence is None
+    weights = {"bias": -0.5, "text": 0.7, "place": 1.5}
+    (folder / CONFIDENCE).write_text(json.dumps(weights), "utf-8")
+    assert VilaConfig.read(folder).confidence == weights
+    assert not (nano.copy_folder(folder, tmp_path / "other") / CONFIDENCE).exists()       # other weights are sure of other things
+    for wrong, needed in (({"bias": 1, "text": 1}, "place"), (weights | {"more": 1}, "more"), (weights | {"text": "1"}, "text"), (weights | {"bias": math.inf}, "bias")):
+        (folder / CONFIDENCE).write_text(json.dumps(wrong), "utf-8")
+        with pytest.raises(ExportError, match=needed):
+            VilaConfig.read(folder)
