@@ -66,7 +66,7 @@ def test_no_questions_give_no_share():
 
 def record(**changed):
     return {"key": "k", "domain": "ui", "kind": "value", "prompt": "p", "answer": "A", "choices": [], "said": "A", "right": True, "right_low_res_only": False,
-            "refused": False, "confidence": 0.9, "cap_px": 12.0, "patches": 100, "recall": {"256": 0.5}, "recall_bottom_up": {"256": 0.1}, "seconds": 1.0, "first": False, **changed}
+            "refused": False, "confidence": 0.9, "cap_px": 12.0, "patches": 100, "recall": {"256": 0.5}, "recall_bottom_up": {"256": 0.1}, "seen": 1.0, "seconds": 1.0, "first": False, **changed}
 
 
 def test_figures_are_told_by_domain_by_height_and_apart_from_what_is_not_there():
@@ -80,6 +80,11 @@ def test_figures_are_told_by_domain_by_height_and_apart_from_what_is_not_there()
     absent = found["unanswerable"]
     assert (absent["n"], absent["answered"], absent["answered_confidently"]) == (3, pytest.approx(2 / 3, abs=1e-6), pytest.approx(1 / 3, abs=1e-6))
     assert absent["by_kind"]["blank frame"]["answered_confidently"] == 0, "0.8 is not above 0.8"
+
+
+def test_what_was_not_seen_is_told_from_what_was_not_read():
+    found = summarise([record(), record(right=False), record(seen=0.5), record(seen=0.0, right=False), record(seen=None)])
+    assert {name: (row["right"], row["right_n"]) for name, row in found["by_seen"].items()} == {"not at all": (0, 1), "in part": (1, 1), "whole": (0.5, 2)}
 
 
 def test_answers_without_confidence_count_neither_way():

@@ -39,12 +39,25 @@ def _overlap(edges, low, high):
 
 def selection_recall(session: Session, prob: np.ndarray, boxes_px, frame_size: tuple[int, int], budgets: Sequence[int], scales: int | None = None) -> dict[str, float]:
     """{budget: share of the boxes that finest-scale patches cover, mean over the boxes}; budgets beyond all patches are left out."""
-    px = session.geometry["scales_px"][1:][-1 if scales is None else scales - 1]
-    grid, found = px // session.patch_px, {}
+    px, found = _finest_px(session, scales), {}
     for tokens in budgets:
         budget = session.budget(tokens=tokens, scales=scales)
         if budget.notes:
             continue
         ids = np.concatenate([np.empty(0, np.int32), *(look[px] for look in choose(session, prob, budget))])
-        found[str(tokens)] = round(float(np.mean([coverage(box, ids, grid, frame_size) for box in boxes_px])), 6)
+        found[str(tokens)] = _mean_coverage(session, px, ids, boxes_px, frame_size)
     return found
+
+
+def seen(session: Session, picked: dict[int, np.ndarray], boxes_px, frame_size: tuple[int, int], scales: int | None = None) -> float:
+    """Share of the boxes that an answer's finest-scale patches cover, mean over the boxes. picked: as in Answer."""
+    px = _finest_px(session, scales)
+    return _mean_coverage(session, px, picked[px], boxes_px, frame_size)
+
+
+def _finest_px(session: Session, scales: int | None) -> int:
+    return session.geometry["scales_px"][1:][-1 if scales is None else scales - 1]
+
+
+def _mean_coverage(session: Session, px: int, ids: np.ndarray, boxes_px, frame_size: tuple[int, int]) -> float:
+    return round(float(np.mean([coverage(box, ids, px // session.patch_px, frame_size) for box in boxes_px])), 6)

@@ -13,7 +13,7 @@ from ..measure import machine
 from ..prompt import Prompt
 from ..session import Session
 from .items import Item, digest
-from .recall import selection_recall
+from .recall import seen as share_seen, selection_recall
 from .results import Results
 from .summary import summarise
 from .words import chosen, is_refusal, lettered, normalise
@@ -94,6 +94,7 @@ def _record(session: Session, item: Item, tokens, scales, selection, max_tokens:
         "key": item.key, "domain": item.domain, "kind": item.kind, "prompt": item.prompt, "answer": item.answer, "choices": list(item.choices),
         "said": said, "text": answer.text, "right": right(said), "said_low_res_only": said_low, "right_low_res_only": right(said_low), "refused": is_refusal(said),
         "confidence": None if confidence is None else round(float(confidence), 6), "cap_px": item.cap_px, "patches": sum(map(len, answer.picked.values())),
+        "seen": share_seen(session, answer.picked, item.boxes_px, answer.frame_size, scales) if item.boxes_px else None,
         **_recalls(session, frame, item, answer, scales, selection),
         "seconds": round(seconds, 5), "first": first}
 

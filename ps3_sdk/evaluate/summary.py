@@ -10,6 +10,7 @@ from .words import characters_off
 CONFIDENT = 0.8
 NEARLY = 2              # characters that an answer is off at most
 CONFIDENCES = {"below 0.2": (0, 0.2), "0.2-0.5": (0.2, 0.5), "0.5-0.8": (0.5, CONFIDENT), "0.8 and more": (CONFIDENT, 1.01)}
+SEEN = {"not at all": (0, 0.01), "in part": (0.01, 0.99), "whole": (0.99, 1.01)}      # share of the target's box in the patches that were looked at
 CAP_BANDS_PX = {"10-13": (0, 14), "14-18": (14, 19), "19-23": (19, 24), "24-28": (24, 1e9)}       # [low, high) of capitals at 3840x2160
 # of the patches that a budget picks, what is told of it in the table; the second is of models that look around the best place alone
 RECALLS = {"recall": "", "recall_anywhere": "picked wherever the prompt's map is high", "recall_bottom_up": "picked by saliency instead, whatever is asked"}
@@ -27,6 +28,8 @@ def summarise(records: Sequence[dict]) -> dict:
         "by_cap_px": {name: measures([record for record in capped if low <= record["cap_px"] < high]) for name, (low, high) in CAP_BANDS_PX.items()} if capped else {},
         "by_confidence": {name: _told("right", [record["right"] for record in asked if record["confidence"] is not None and low <= record["confidence"] < high])
                           for name, (low, high) in CONFIDENCES.items()},
+        "by_seen": {name: _told("right", [record["right"] for record in asked if record.get("seen") is not None and low <= record["seen"] < high])
+                    for name, (low, high) in SEEN.items()},
         "unanswerable": unanswerable([record for record in records if record["kind"] != "value"]),
         "seconds_per_question": seconds(records),
         "patches_per_question": round(statistics.fmean(record["patches"] for record in asked), 1) if asked else None,
@@ -97,6 +100,9 @@ def table(summary: dict) -> str:
     bands = [f"{name}: {100 * row['right']:.0f} % of {row['right_n']}" for name, row in summary["by_confidence"].items() if row["right_n"]]
     if bands:
         lines.append(f"right by confidence: {', '.join(bands)}")
+    seen = [f"{name}: {100 * row['right']:.0f} % of {row['right_n']}" for name, row in summary["by_seen"].items() if row["right_n"]]
+    if seen:
+        lines.append(f"right by how much of the target was looked at: {', '.join(seen)}")
     absent, spent = summary["unanswerable"], summary["seconds_per_question"]
     if absent["n"]:
         lines.append(f"not there: {absent['n']} questions, a value given to {_percent(absent, 'answered')}, with confidence above {CONFIDENT} to {_percent(absent, 'answered_confidently')}")
