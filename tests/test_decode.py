@@ -26,6 +26,9 @@ def in_place(path):
     return OrtNetwork(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]), "decode", onnxruntime.RunOptions())
 
 
+PATCHING = threading.Lock()       # of two threads that patch at once, one would put the other's patch back for good
+
+
 def on_a_device(path):
     """As sessions run it on a GPU, but that the device's memory is other memory of this machine: what is not copied there and back is missing."""
     import onnxruntime
@@ -38,7 +41,7 @@ def on_a_device(path):
 
     class Elsewhere(ort_cuda.OrtCudaNetwork):
         def bound(self, arrays):
-            with pytest.MonkeyPatch.context() as patch:
+            with PATCHING, pytest.MonkeyPatch.context() as patch:
                 patch.setattr(onnxruntime, "OrtValue", Values)
                 patch.setattr(ort_cuda, "DEVICE", "cpu")
                 return super().bound(arrays)
