@@ -39,7 +39,7 @@ def top_down(session, look, prompt):
     """The map that an ask picks patches by and the prompt's own, (g, g) f32 both, and what the language model has read to make it."""
     _, query, read = look_for([look], prompt, None, Timing())
     prob = session.score(look, query)
-    return session.aimed(prob, query), prob, read
+    return session.aimed(prob, query.anywhere), prob, read
 
 
 def bottom_up(session, look):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple, Sequence
 
 from .answer import Answer, Timing, regions_from_map
@@ -78,11 +79,11 @@ def look_for(seen: Sequence, prompt: str, embedding, timing: Timing, selection: 
     with timing.stage("encode_prompt"):
         ids = language.ids([*seen, prompt])
         if embedding is not None:
-            return ids, session.encode_prompt(prompt, embedding), known
+            return ids, replace(session.encode_prompt(prompt, embedding), anywhere=selection is not None), known
         if by_saliency:
             return ids, asked(), known
         vector, read = language.ask(ids, [((look, "low"), look.rows) for look in seen], known)
-        return ids, Prompt(prompt, vector, None, anywhere=selection == "top_down") if vector is not None else session.prior(prompt, "this model looks by saliency"), read
+        return ids, Prompt(prompt, vector, None, anywhere=selection is not None) if vector is not None else session.prior(prompt, "this model looks by saliency"), read
 
 
 def _needs_prompt(session, language, prompt: str) -> None:

@@ -85,7 +85,7 @@ def _together(aims: Sequence[Aim], budget: Budget, timings: Sequence[Timing], ru
     for aim, timing in zip(aims, own):
         with timing.stage("score"):
             maps.append(_map(session, aim, scales_px[0] // patch_px, smooth))
-            wanted.append(maps[-1] if smooth or aim.box_px is not None else session.aimed(maps[-1], aim.query))
+            wanted.append(maps[-1] if smooth or aim.box_px is not None else session.aimed(maps[-1], aim.query.anywhere))
     taken = [{px: np.zeros((px // patch_px) ** 2, np.uint8) for px in scales_px} for _ in aims]
     found = [{px: [] for px in scales_px} for _ in aims]        # per aim and scale, per look: (ids, tokens)
     looks, whole = budget.looks if r == 1 else blocks.plan_blocks(budget.looks, list(map(len, taken[0].values())), r * r), None

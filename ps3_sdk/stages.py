@@ -84,10 +84,10 @@ class Stages:
         self._open()
         return self.ops.score(look.low_features, look.view_features, prompt.vector)
 
-    def aimed(self, prob: np.ndarray, prompt: Prompt) -> np.ndarray:
+    def aimed(self, prob: np.ndarray, anywhere: bool) -> np.ndarray:
         """The map that patches are picked by: score's own, or for models that look around the best place (language.look_around) one that ranks its
-        neighbours first."""
-        radius = None if self.language is None or prompt.anywhere else self.language.spec.get("look_around")
+        neighbours first. anywhere: these, too, as Prompt says."""
+        radius = None if self.language is None or anywhere else self.language.spec.get("look_around")
         return prob if radius is None else around(prob, radius)
 
     def select(self, prob: np.ndarray, scale_px: int, count: int, taken: np.ndarray, r: int = 1) -> np.ndarray:

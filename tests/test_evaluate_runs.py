@@ -91,6 +91,17 @@ def test_scenes_through_an_encoder(session, scenes, tmp_path):
     assert len((tmp_path / f"results-{summary['settings_hash']}.jsonl").read_text().splitlines()) == 17
 
 
+def test_both_ways_of_picking_are_measured():
+    questions = read_questions(ROOT / "examples/frames/panel_4k.jsonl")
+    with ps3_sdk.Session() as session:      # which looks around the most probable place
+        around, anywhere = (evaluate(session, questions, selection=selection) for selection in (None, "top_down"))
+    assert around["selection"] is None and anywhere["selection"] == "top_down" and anywhere["selection_recall_anywhere"] == {}
+    assert around["selection_recall_anywhere"] == anywhere["selection_recall"] != around["selection_recall"]
+    for summary in (around, anywhere):
+        assert sum(row["right_n"] for row in summary["by_seen"].values()) == summary["n"] and "looked at" in table(summary)
+    assert "wherever" in table(around) and "wherever" not in table(anywhere)
+
+
 def test_the_command(capsys, seeded, folder):
     path = write(folder / "q.jsonl", {**GOOD, "choices": ["41", "42"], "box_px": [0, 0, 9, 9]}, {**GOOD, "answer": ""})
     assert cli.main(["eval", str(path), "--bundle", str(seeded), "--tokens", "8", "--json", "-o", str(folder / "out")]) == 0

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'ps3-sdk[export]'")
+from conftest import ROOT
 from ps3_sdk.errors import ExportError
 from ps3_sdk.export.reference.vila.config import CONFIDENCE, VilaConfig
+from ps3_sdk.export.reference.vila.model import VilaHd
 from ps3_sdk.probability import calibrated
 from ps3_sdk.training import confidence, nano
 
@@ -36,7 +38,47 @@ def test_a_checkpoint_keeps_its_own_calibration(tmp_path):
     (folder / CONFIDENCE).write_text(json.dumps(weights), "utf-8")
     assert VilaConfig.read(folder).confidence == weights
     assert not (nano.copy_folder(folder, tmp_path / "other") / CONFIDENCE).exists()       # other weights are sure of other things
-    for wrong, needed in (({"bias": 1, "text": 1}, "place"), (weights | {"more": 1}, "more"), (weights | {"text": "1"}, "text"), (weights | {"bias": math.inf}, "bias")):
+    for wrong, needed in (({"bias": 1, "text": 1}, "place"), (weights | {"more": 1}, "more"), (weights | {"text": "1"}, "text"), (weights | {"bias": math.inf}, "bias"), (weights | {"bias": 1000}, "below 1000")):
         (folder / CONFIDENCE).write_text(json.dumps(wrong), "utf-8")
         with pytest.raises(ExportError, match=needed):
             VilaConfig.read(folder)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    from ps3_sdk.training.scenes import Scenes
+    return Scenes(split="val", seed=3, domains=("ui",), frame_px=(1080, 1920), fallback=True)[0]
+
+
+def test_answers_are_measured_as_they_are_given(scene):
+    """Of each value that the embedded model gives: its text's probability and its place's, and whether it is right, as a session says without a calibration."""
+    import ps3_sdk
+    measured = confidence.asked(VilaHd.from_checkpoint(ROOT / "training/model"), scene)
+    with ps3_sdk.Session() as session:
+        session.language.spec.pop("confidence")
+        look, answers = session.look(scene.frame), []
+        for question in scene.questions:
+            answer = look.ask(question.prompt)
+            if answer.found:
+                answers.append((answer.confidence, answer.prob.max(), answer.text == question.answer))
+    assert measured and len(measured) == len(answers)
+    for ours, theirs in zip(measured, answers):
+        assert ours[:2] == pytest.approx(theirs[:2], rel=1e-2) and ours[2] == theirs[2]
+
+
+def test_too_few_answers_give_no_calibration(scene, tmp_path, monkeypatch, capsys):
+    import shutil
+    from ps3_sdk.training import scenes
+    folder = shutil.copytree(ROOT / "training/model", tmp_path / "model")
+    monkeypatch.setattr(scenes, "Scenes", lambda **options: [scene])
+    monkeypatch.setattr("sys.argv", ["confidence", str(folder), "--scenes", "1"])
+    confidence.main()
+    assert "train longer" in capsys.readouterr().out and not (folder / CONFIDENCE).exists()
+
+
+def test_other_weights_forget_it(tmp_path):
+    folder = nano.write_folder(tmp_path / "model")
+    model = nano.new_model(folder)
+    (folder / CONFIDENCE).write_text("{}", "utf-8")
+    nano.save(model, folder)
+    assert not (folder / CONFIDENCE).exists()

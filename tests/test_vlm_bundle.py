@@ -141,13 +141,15 @@ def test_looking_around_and_rows_told_how_probable_their_place_is_are_the_refere
         elsewhere = model.select(seen, asked.vector, replace(model.config.looks, around=None)).looks
         assert not all(torch.equal(one, other) for look, plain_look in zip(picked.looks, elsewhere) for one, other in zip(sum(look, []), sum(plain_look, [])))
         for selection in ("top_down", "bottom_up"):         # asked for by name: picked wherever the map is high
-            found = look.encode(question, selection=selection)
-            assert all(np.array_equal(ids, np.concatenate([each[px] for each in choose(session, found.prob, session.budget())])) for px, ids in found.picked.items())
+            for given in (dict(prompt=question), dict(prompt=question, prompt_embedding=asked.vector[0].numpy())) if selection == "top_down" else (dict(prompt=question),):
+                found = look.encode(selection=selection, **given)
+                anywhere = choose(session, found.prob, session.budget())
+                assert all(np.array_equal(ids, np.concatenate([each[px] for each in anywhere])) for px, ids in found.picked.items())
         for px, prob in zip(session.geometry["scales_px"][1:], picked.probs):
             assert relative_error(enlarged(encoding.prob, px // session.patch_px), prob.numpy()) <= BOUND
         assert relative_error(told, wanted.rows.numpy()) <= BOUND < relative_error(plain, wanted.rows.numpy())
-        answer = session.ask(case.folder / "image0.png", question, max_tokens=8)
-        assert answer.text == model.generate([seen, question], max_new_tokens=8).text.strip()
+        answer, theirs = session.ask(case.folder / "image0.png", question, max_tokens=8), model.generate([seen, question], max_new_tokens=8)
+        assert answer.text == theirs.text.strip() and answer.confidence == pytest.approx(np.exp(theirs.logprob), rel=1e-3)
 
 
 def test_two_frames_give_one_answer_as_the_reference_does(sessions):

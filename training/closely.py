@@ -18,7 +18,7 @@ from .reading import GRID, IGNORED, PATCH_PX, slot_loss
 
 LOOKS, QUESTIONS = 4, 8         # close looks at a scene, and questions of it, that are answered
 WIDE = 0.15     # share of the looks that take the most probable places wherever they are, so that texts beside each other are told apart, too
-ELSEWHERE = 0.2 # of the others that look where the second best place is, as is done when the first answer is not to be trusted
+ELSEWHERE = 0.2 # of the others that look at the second best place, where mostly nothing of what is asked is: that is to be said
 UNSEEN = 1      # questions about things that are not shown, per look, at most: they are answered by NOT_SEEN
 TOLD = 0.2      # share of the questions whose places are told, so that reading is learnt while looking is not yet certain
 

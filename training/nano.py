@@ -180,8 +180,10 @@ def _parts(model: VilaHd) -> dict[str, nn.Module]:
 
 
 def save(model: VilaHd, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """The weights into a folder made by write_folder, in the layout that NVIDIA's checkpoints have; each file is written beside and renamed."""
+    """The weights into a folder made by write_folder, in the layout that NVIDIA's checkpoints have; each file is written beside and renamed. How sure other
+    weights were is forgotten."""
     from safetensors.torch import save_file
+    (Path(folder) / CONFIDENCE).unlink(missing_ok=True)
     for name, part in _parts(model).items():
         path = Path(folder) / name / "model.safetensors"
         save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in part.state_dict().items()}, path.with_suffix(".new"))

@@ -61,13 +61,13 @@ class Fields:
             raise self.refuse(key, f"a list of integers of at least {low} is needed", "Correct the file.")
         return tuple(value)
 
-    def number(self, key: str, default: float | None, above: float = 0) -> float | None:
-        """A finite number above `above`."""
+    def number(self, key: str, default: float | None, above: float = 0, below: float = float("inf")) -> float | None:
+        """A number between `above` and `below`."""
         value = self.values.get(key, default)
         if value is None and default is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < float("inf"):
-            raise self.refuse(key, f"a number above {above:g} is needed", "Correct the file.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < below:
+            raise self.refuse(key, f"a number above {above:g}" + (f" and below {below:g}" if below < float("inf") else "") + " is needed", "Correct the file.")
         return float(value)
 
     def flag(self, key: str, default: bool | None) -> bool | None:

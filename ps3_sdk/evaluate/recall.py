@@ -49,7 +49,7 @@ def selection_recall(session: Session, prob: np.ndarray, boxes_px, frame_size: t
     return found
 
 
-def seen(session: Session, picked: dict[int, np.ndarray], boxes_px, frame_size: tuple[int, int], scales: int | None = None) -> float:
+def share_seen(session: Session, picked: dict[int, np.ndarray], boxes_px, frame_size: tuple[int, int], scales: int | None = None) -> float:
     """Share of the boxes that an answer's finest-scale patches cover, mean over the boxes. picked: as in Answer."""
     px = _finest_px(session, scales)
     return _mean_coverage(session, px, picked[px], boxes_px, frame_size)

@@ -10,10 +10,9 @@ from ..answer import Answer
 from ..errors import InputError
 from ..frame import Frame
 from ..measure import machine
-from ..prompt import Prompt
 from ..session import Session
 from .items import Item, digest
-from .recall import seen as share_seen, selection_recall
+from .recall import selection_recall, share_seen
 from .results import Results
 from .summary import summarise
 from .words import chosen, is_refusal, lettered, normalise
@@ -104,7 +103,7 @@ def _recalls(session: Session, frame: Frame, item: Item, answer: Answer, scales:
     if not item.boxes_px:
         return {"recall": None, "recall_anywhere": None, "recall_bottom_up": None}
     by = lambda prob: selection_recall(session, prob, item.boxes_px, answer.frame_size, BUDGETS, scales)
-    aimed = session.aimed(answer.prob, Prompt(item.prompt, None, None, anywhere=selection is not None))
+    aimed = session.aimed(answer.prob, anywhere=selection is not None)
     return {"recall": by(aimed), "recall_anywhere": by(answer.prob) if aimed is not answer.prob else None,
             "recall_bottom_up": by(session.score(session.look(frame), session.prior()))}
 

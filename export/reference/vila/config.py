@@ -174,7 +174,7 @@ def _confidence(folder: Path) -> dict[str, float] | None:
     f.only(*CONFIDENCE_KEYS)
     if missing := [key for key in CONFIDENCE_KEYS if key not in f]:
         raise f.refuse(missing[0], "a number is needed", "Make the file anew: python -m ps3_sdk.training.confidence.")
-    return {key: f.number(key, None, above=-1e6) for key in CONFIDENCE_KEYS}
+    return {key: f.number(key, None, above=-1000, below=1000) for key in CONFIDENCE_KEYS}
 
 
 def _needed(f: Fields, key: str) -> int:

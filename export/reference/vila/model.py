@@ -206,13 +206,14 @@ class VilaHd(nn.Module):
             raise InputError(f"[decode] the prompt has {len(rows.names)} rows; the model's context holds {limit} and an answer needs room. "
                              "Look less closely, pass fewer frames or shorten the text.")
         read = prefill(self.llm, rows, asked.known or known)
-        new, stopped, tokens = [], False, self.decode(read)
-        for token, _ in (next(tokens) for _ in range(room if max_new_tokens is None else min(room, max_new_tokens))):
+        new, stopped, logprob, tokens = [], False, 0.0, self.decode(read)
+        for token, logits in (next(tokens) for _ in range(room if max_new_tokens is None else min(room, max_new_tokens))):
+            logprob += float(logits.log_softmax(dim=0)[token])
             if token in self.chat.stop_ids:
                 stopped = True
                 break
             new.append(token)
-        return Generated(self.chat.answer(new), new, stopped, len(rows.names), picked, high, read)
+        return Generated(self.chat.answer(new), new, stopped, logprob, len(rows.names), picked, high, read)
 
 
 def _not_needed(name: str, config: VilaConfig, checkpoint) -> dict[str, tuple[int, ...]]:

@@ -51,11 +51,12 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """text: the answer | ids: its tokens, without the one that ended it | stopped: whether one did | num_rows: of the prompt |
+    """text: the answer | ids: its tokens, without the one that ended it | stopped: whether one did | logprob: of all of them, that one, too | num_rows: of the prompt |
     known: pass it to the next question, whose equal leading rows are then not read again."""
     text: str
     ids: list[int]
     stopped: bool
+    logprob: float
     num_rows: int
     picked: list[Picked] = field(repr=False)
     high: list[High] = field(repr=False)
