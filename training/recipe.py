@@ -1,7 +1,7 @@
 """The whole recipe, from fonts to curves: ps3 train RUN. Continues where it was stopped.
 
 Every step is a command of its own, printed before it runs; training/README.md says what it is for. A step that is done is not done again; confidence,
-two minutes, is measured each time.
+some minutes, is measured each time.
 """
 from __future__ import annotations
 
