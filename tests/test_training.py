@@ -118,18 +118,26 @@ def test_reading_learns_a_batch_and_goes_on_where_it_stopped(folder, tmp_path):
     labels = torch.from_numpy(rng.integers(0, 9, (4, 48, 2, 2)))
     nano.first_patch_embedding(model, patches.flatten(0, 1))
     optimiser = Optimiser(reader)
-    run, losses = Run(tmp_path / "run", reader, optimiser), []
+    run, losses, weights = Run(tmp_path / "run", reader, optimiser, mean_over=10), [], []
     for _ in range(30):
         loss = slot_loss(reader(patches, reader.positions(ids)), labels)
         loss.backward()
         optimiser.step()
-        run.step += 1
+        run.stepped()
         losses.append(float(loss.detach()))
+        weights.append(reader.head.weight.detach().clone())
     assert losses[-1] < 0.8 * losses[0]
+    mean = torch.zeros_like(weights[0])
+    for n, weight in enumerate(weights, 1):
+        mean += (weight - mean) / min(n, 10)
+    with run.mean.inside():
+        assert torch.allclose(reader.head.weight, mean, atol=1e-6) and not torch.equal(mean, weights[-1])
+    assert torch.equal(reader.head.weight, weights[-1])
     run.log(loss=losses[-1])
     run.save()
     other = Reader(nano.new_model(folder, seed=9).vision.vision_model)
-    again = Run(tmp_path / "run", other, Optimiser(other))
+    again = Run(tmp_path / "run", other, Optimiser(other), mean_over=10)
+    assert torch.equal(again.mean.weights["head.weight"], run.mean.weights["head.weight"])
     assert again.step == 30 and all(torch.equal(a, b) for a, b in zip(reader.state_dict().values(), other.state_dict().values()))
     assert json.loads((tmp_path / "run/log.jsonl").read_text())["step"] == 30
 
@@ -157,6 +165,13 @@ def test_spelling_reads_the_blocks_it_is_given(folder):
         optimiser.step()
         losses.append(float(answer.detach()))
     assert slots.shape == (2, 108, 2, len(CHARACTERS) + 10) and losses[-1] < 0.5 * losses[0] and len(right) == 3
+    learns = []
+    for through in (False, True):       # the trunk, from what is spelt alone
+        speller.through, weight = through, model.vision.vision_model.trunk.blocks[0].mlp.fc1.weight
+        speller(patches, ids, labels, words)[1].backward()
+        learns.append(weight.grad is not None and bool(weight.grad.any()))
+        speller.zero_grad()
+    assert learns == [False, True]
 
 
 def test_a_words_own_blocks_are_said_to_be_the_most_probable():

@@ -57,6 +57,23 @@ def test_gradients_of_two_processes_become_their_mean(tmp_path):
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [[1.0, 2.0, 3.0]] * 2
 
 
+def test_short_products_leave_attention_whole(monkeypatch):
+    from ps3_sdk.training import machine
+    from torch.nn.functional import scaled_dot_product_attention
+    query, key, value, weight = torch.randn(1, 2, 8, 16, requires_grad=True), torch.randn(1, 2, 8, 16), torch.randn(1, 2, 8, 16), torch.randn(16, 16)
+    expected = scaled_dot_product_attention(query, key, value)
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(machine, "multiplies_bfloat16", lambda device: fast)
+        with machine.half(SimpleNamespace(device="cpu")):
+            attended = scaled_dot_product_attention(query.to(dtype), key, value.to(dtype), attn_mask=None)
+            assert (key @ weight).dtype == dtype and attended.dtype == torch.float32
+        assert torch.allclose(attended, expected, atol=0.03 if fast else 0)
+    attended.sum().backward()
+    assert query.grad.any() and (key @ weight).dtype == torch.float32
+    with pytest.raises(ValueError, match="as it came"), machine.half(SimpleNamespace(device="cpu")):
+        raise ValueError("as it came")
+
+
 def test_curves_show_shares_and_the_later_of_a_step_logged_twice(tmp_path):
     from ps3_sdk.training.curves import curves
     entries = [{"step": 10, "seconds": 60, "exact": 0.1, "slot": 2.5, "dense_slot": 0.3}, {"step": 20, "seconds": 120, "exact": 0.2},

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1.0, help="factor on both learning rates")
     parser.add_argument("--decay-from", type=float, default=0.4, help="share of the steps after which learning rates fall")
     parser.add_argument("--least", type=float, default=0.02, help="of the learning rates at the end")
+    parser.add_argument("--mean-over", type=float, default=100, metavar="STEPS", help="what is checked and written are the weights' means over about so many; 1: the last ones")
     parser.add_argument("--check-every", type=int, default=250, help="steps between looks at held-out scenes")
     parser.add_argument("--profile", type=int, default=0, metavar="N", help="print where the time of N steps goes, after ten others, and go on")
     machine.add_options(parser)
@@ -70,13 +71,13 @@ def work(options: argparse.Namespace, rank: int) -> None:
     reader = Reader(model.vision.vision_model)
     looking = Closely(model, reader, options.places, cutter=cutter) if answering else Looking(model, reader)
     begin(looking, options.run, options.begin or BEFORE[options.stage])
-    speller = Speller(model, reader)
+    speller = Speller(model, reader, through=answering)
     if options.still:
         for name, parameter in model.vision.vision_model.named_parameters():
             parameter.requires_grad_(not name.startswith(("trunk.", "pos_emb")))
     looking.to(options.device)
     optimiser = Optimiser(looking, muon_lr=0.01, adam_lr=1.2e-3)
-    run = Run(options.run / options.stage, looking, optimiser)
+    run = Run(options.run / options.stage, looking, optimiser, options.mean_over)
     rng = np.random.default_rng([options.seed, run.step, rank, 0])
     scenes = options.scenes if answering else 0
     first = run.step * (scenes + options.looks) // options.uses + rank * 1_000_000 + answering * 500_000
@@ -108,7 +109,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 loss, measures = looking(examples, rng, scenes) if scenes else looking.search(examples)
             backward(loss, measures)
             optimiser.step(options.lr * schedule(done, decay_from=options.decay_from, least=options.least))
-            run.step += 1
+            run.stepped()
             if profile is not None:
                 profile.step()
             done = progress()
@@ -119,11 +120,13 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 run.log(**means(sums))
                 sums.clear()
             if run.step % options.check_every == 0 or done >= 1:
-                run.log(**{f"val_{key}": value for key, value in held_out.check(looking, speller, options).items()})
+                with run.mean.inside():
+                    run.log(**{f"val_{key}": value for key, value in held_out.check(looking, speller, options).items()})
             if run.step % options.save_every == 0 or done >= 1:
                 run.save()
-                nano.save(model, options.run / "model", torch.float16)
-                reader.save_head(options.run / "model")
+                with run.mean.inside():
+                    nano.save(model, options.run / "model", torch.float16)
+                    reader.save_head(options.run / "model")
     finally:
         ring.close()
 

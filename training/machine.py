@@ -1,14 +1,16 @@
-"""How a training uses its machine: one process per core or GPU whose gradients are averaged, short products, plain attention."""
+"""How a training uses its machine: one process per core or GPU whose gradients are averaged, short products."""
 from __future__ import annotations
 
 import argparse
 import os
 import tempfile
+from contextlib import contextmanager
 from typing import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +39,6 @@ def _one(rank: int, work, options: argparse.Namespace, meeting: str) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision("high")      # on GPUs; networks this small wait for their kernels to be launched, and bfloat16 needs more of them
-    if torch.device(options.device).type == "cpu" and multiplies_bfloat16("cpu"):
-        # the fused attention's backward pass in bfloat16 takes three times as long as plain products on CPUs (torch 2.13)
-        torch.backends.cuda.enable_flash_sdp(False)
 
 
 def average(parameters: list[Tensor]) -> None:
@@ -73,9 +72,24 @@ def shared(stack: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
     return out
 
 
-def half(options: argparse.Namespace) -> torch.autocast:
+class WholeAttention(TorchFunctionMode):
+    """Attention in float32. On CPUs the fused one is twice as fast so as products of matrices in bfloat16, and its own backward pass in bfloat16 is slower than either (torch 2.13)."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not torch.nn.functional.scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            return function(*(part.float() for part in args), **(kwargs or {}))
+
+
+@contextmanager
+def half(options: argparse.Namespace):
     """Matrix products in bfloat16 where the processor multiplies them faster than float32."""
-    return torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=torch.device(options.device).type == "cpu" and multiplies_bfloat16("cpu"))
+    if torch.device(options.device).type == "cpu" and multiplies_bfloat16("cpu"):
+        with torch.autocast("cpu", torch.bfloat16), WholeAttention():
+            yield
+    else:
+        yield
 
 
 def multiplies_bfloat16(device: str | torch.device) -> bool:

@@ -59,7 +59,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
             loss = slot_loss(logits, labels)
             loss.backward()
             optimiser.step(schedule(run.step / options.steps, least=LEAST))
-            run.step += 1
+            run.stepped()
             loss_sum += float(loss.detach())
             if rank:
                 continue

@@ -98,12 +98,12 @@ def among_others(words, rng: np.random.Generator) -> list[tuple[int, np.ndarray,
 
 
 class Speller(nn.Module):
-    """forward(batch), words as among_others gives them -> slot loss, answer loss, logits of slots, which words are right whole. The trunk learns from the slots alone: what a language
-    model that cannot spell yet asks of it undoes its reading."""
+    """forward(batch), words as among_others gives them -> slot loss, answer loss, logits of slots, which words are right whole. through: the trunk learns from what is spelt, too, and
+    not from the slots alone; what a language model that cannot spell yet asks of it undoes its reading."""
 
-    def __init__(self, model, reader: Reader):
+    def __init__(self, model, reader: Reader, through: bool = False):
         super().__init__()
-        self.model, self.reader = model, reader
+        self.model, self.reader, self.through = model, reader, through
         self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
         self.asked = [model.chat._encode("\n" + text) for text in ASKED]
 
@@ -112,7 +112,7 @@ class Speller(nn.Module):
         llm, vision = model.llm, self.reader.vision
         high = vision.trunk(patches, self.reader.positions(ids)).hidden[-1]
         slots = self.reader.slots(high)
-        tiles = high.detach().view(len(high), down // 2, 2, across // 2, 2, -1).transpose(2, 3).reshape(len(high), down * across // 4, -1)
+        tiles = (high if self.through else high.detach()).view(len(high), down // 2, 2, across // 2, 2, -1).transpose(2, 3).reshape(len(high), down * across // 4, -1)
         first = ids.view(-1, down // 2, 2, across // 2, 2)[:, :, 0, :, 0].flatten(1)        # patch of each block
         blocks = first // GRID // 2 * (GRID // 2) + first % GRID // 2
         windows, places, told, asked, texts = zip(*words)

@@ -1,21 +1,23 @@
-"""What a training can be continued from: one file, written beside and renamed; and its log, one JSON line per entry."""
+"""What a training can be continued from: one file, written beside and renamed; its log, one JSON line per entry; the mean of its last weights."""
 from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .optimiser import Optimiser
 
 
 class Run:
-    """A folder of one training stage: state.pt, log.jsonl. step counts optimiser steps, seconds the time spent in all sittings."""
+    """A folder of one training stage: state.pt, log.jsonl. step counts optimiser steps, seconds the time spent in all sittings; mean: of the weights
+    of about the last `mean_over` steps."""
 
-    def __init__(self, folder: str | Path, model: nn.Module, optimiser: Optimiser):
-        self.folder, self.model, self.optimiser = Path(folder), model, optimiser
+    def __init__(self, folder: str | Path, model: nn.Module, optimiser: Optimiser, mean_over: float = 1):
+        self.folder, self.model, self.optimiser, self.mean = Path(folder), model, optimiser, Mean(model, mean_over)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.step, self.seconds, self._since = 0, 0.0, time.perf_counter()
         path = self.folder / "state.pt"
@@ -23,14 +25,20 @@ class Run:
             state = torch.load(path, map_location="cpu", weights_only=True)
             model.load_state_dict(state["model"])
             optimiser.load_state_dict(state["optimiser"])
+            self.mean = Mean(model, mean_over, state.get("mean"))
             self.step, self.seconds = state["step"], state["seconds"]
 
     def spent(self) -> float:
         """Seconds of training in this and earlier sittings."""
         return self.seconds + time.perf_counter() - self._since
 
+    def stepped(self) -> None:
+        """After each of the optimiser's steps."""
+        self.step += 1
+        self.mean.step()
+
     def save(self) -> None:
-        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.spent()}
+        state = {"model": self.model.state_dict(), "mean": self.mean.weights, "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.spent()}
         beside = self.folder / "state.new"
         torch.save(state, beside)
         beside.replace(self.folder / "state.pt")
@@ -40,3 +48,35 @@ class Run:
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         print(" ".join(f"{k} {v}" for k, v in entry.items()), flush=True)
+
+
+class Mean:
+    """A model's weights, averaged over about its last `over` steps: what each step threw them aside by is gone. 1: as they are.
+
+    Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
+    """
+
+    def __init__(self, model: nn.Module, over: float, weights: dict[str, Tensor] | None = None):
+        self.over, self._steps = over, 0 if weights is None else round(over)
+        self._own = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.weights = {name: own.clone() if weights is None else weights[name].to(own) for name, own in self._own.items()}
+
+    def step(self) -> None:
+        """One more; the mean of the first few is over as many as there are."""
+        self._steps += 1
+        torch._foreach_lerp_(list(self.weights.values()), list(self._own.values()), 1 / min(self.over, self._steps))
+
+    @contextmanager
+    def inside(self):
+        """The model has these weights, not its own."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, own in self._own.items():
+            kept = own.clone()
+            own.copy_(self.weights[name])
+            self.weights[name].copy_(kept)
