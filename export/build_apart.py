@@ -32,13 +32,14 @@ def build_apart(runtime: str, onnx_path: Path, plan: Plan, folder: Path, progres
     request = {"runtime": runtime, "onnx": str(onnx_path), "plan": {**asdict(plan), "timing_cache": plan.timing_cache and str(plan.timing_cache)}}
     (folder / "request.json").write_text(json.dumps(request))
     # order of Python's sets does not depend on chance in there either
-    process = subprocess.Popen(module("ps3_sdk.export.build_apart", folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, env={**os.environ, "PYTHONHASHSEED": "0"})
+    noise = folder / "noise.txt"     # a file takes all that a vendor's library says; a pipe would be full before it is read
+    with open(noise, "wb") as said:
+        process = subprocess.Popen(module("ps3_sdk.export.build_apart", folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said,
+                                   text=True, env={**os.environ, "PYTHONHASHSEED": "0"})
     try:
-        with process.stdout, process.stderr:
+        with process.stdout:
             for line in process.stdout:
                 progress(line.rstrip())
-            noise = process.stderr.read()
         code = process.wait()
     except BaseException:
         process.kill()
@@ -53,8 +54,14 @@ def build_apart(runtime: str, onnx_path: Path, plan: Plan, folder: Path, progres
     if code or not path.is_file():
         why = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         fix = "It was probably out of memory: free some." if code == -signal.SIGKILL else "Report it with this message."
-        raise ExportError(f"[build] the builder of {plan.name} died ({why}); {' '.join(noise.split()[-40:])[:300] or 'it said nothing'}. {fix}")
+        raise ExportError(f"[build] the builder of {plan.name} died ({why}); {_last_words(noise) or 'it said nothing'}. {fix}")
     return path
+
+
+def _last_words(noise: Path) -> str:
+    with open(noise, "rb") as said:
+        said.seek(max(0, noise.stat().st_size - 4096))
+        return " ".join(said.read().decode("utf-8", "replace").split()[-40:])[:300]
 
 
 def main(arguments: list[str]) -> None:

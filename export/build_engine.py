@@ -27,7 +27,7 @@ from ps3_sdk.errors import ExportError, RuntimeMissingError
 from ps3_sdk.runtimes.trt_vendor import vendor
 from ps3_sdk.session import DEFAULT_BUNDLE
 
-from .engine_options import EngineOptions, check_options, estimate, rtx_sms
+from .engine_options import RTX_SMS, EngineOptions, check_options, estimate, known_sms, rtx_sms
 from .graph import Graph
 from .standard_onnx import read_network
 
@@ -40,18 +40,19 @@ def build_engine(source: str | Path, output: str | Path, options: EngineOptions,
     Returns lines that say what was built, or would be. Raises InputError and ExportError as the options' modules say; RuntimeMissingError
     where the builder is not installed. Nothing is left at `output` then but what was there before.
     """
-    check_options(options)
+    check_options(options, rtx=None)
     module = None if options.runtime == "onnx" or dry_run and not _installed(options.runtime) else vendor(options.runtime, "build")
     if module is not None and options.runtime == "tensorrt-rtx":
         options = replace(options, sms=rtx_sms(options, module))
     elif options.runtime == "tensorrt":
         options = replace(options, sms=_own_sm(options, dry_run))
-    check_options(options)      # once more, with the GPUs it will be for: before frames are run and weights are read
+    # once more, with the GPUs it will be for: before frames are run and weights are read
+    check_options(options, known_sms(module) if module is not None and options.runtime == "tensorrt-rtx" else RTX_SMS)
     if dry_run and Path(source).is_dir():
         from .export_checkpoint import vision_networks as of_checkpoint
         return estimate({graph.name: _count(graph) for graph in of_checkpoint(source)}, options).lines(options, options.sms)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=_folder(output), prefix=".ps3-build-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=None if dry_run else _folder(output), prefix=".ps3-build-")))
         bundle = stack.enter_context(_open(source, folder, options, dry_run, progress))
         names = vision_networks(bundle.manifest)
         graphs = {name: read_network(bundle, name) for name in names}
@@ -96,9 +97,16 @@ def _own_sm(options: EngineOptions, dry_run: bool) -> tuple[int, ...]:
 
 
 def _folder(output: str | Path) -> Path:
+    """Where the engine and what is not finished of it will lie. Raises ExportError: it cannot be written there, which is said before hours of work."""
     parent = Path(output).resolve().parent
     if not parent.is_dir():
         raise ExportError(f"[build] {parent} is no folder; the engine is written there. Make it, or choose another place.")
+    if Path(output).is_dir():
+        raise ExportError(f"[build] {output} is a folder; the engine is one file. Name it, as {Path(output) / 'engine.plan'}.")
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise ExportError(f"[build] {parent} cannot be written to ({error.strerror or error}); the engine is written there. Choose another place.") from error
     return parent
 
 

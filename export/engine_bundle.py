@@ -187,7 +187,14 @@ def profiles_of(name: str, manifest: dict, options: EngineOptions) -> tuple[Prof
 
 
 def _write_onnx(graph: Graph, folder: Path) -> Path:
-    """The network as a file with its weights beside it, one tensor in memory at a time; each starts at a multiple of ALIGNMENT."""
+    """The network as a file with its weights beside it, one tensor in memory at a time; each starts at a multiple of ALIGNMENT. Raises ExportError: the disk is full."""
+    try:
+        return _written_onnx(graph, folder)
+    except OSError as error:
+        raise ExportError(f"[build] {folder} cannot be written to ({error.strerror or error}); {graph.name} lies there while it is built. Free some space or choose another disk.") from error
+
+
+def _written_onnx(graph: Graph, folder: Path) -> Path:
     offsets, cursor, path = {}, 0, folder / f"{graph.name}.onnx"
     with open(path.with_suffix(".weights"), "wb") as file:
         for weight in graph.weights.values():

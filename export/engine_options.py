@@ -9,20 +9,20 @@ import argparse
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Sequence
 
 from ps3_sdk.errors import ExportError, InputError
-from ps3_sdk.runtimes.trt_vendor import RTX_SMS
+from ps3_sdk.runtimes.trt_vendor import OLDEST_SM, RTX_SMS, has_arithmetic
 
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnx")
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 CALIBRATED = ("fp8", "int8")        # need to know how large activations get
 PLATFORMS = {("Linux", "x86_64"): "linux-x86_64", ("Linux", "aarch64"): "linux-aarch64"}
-OLDEST_SM = {"fp32": 50, "fp16": 53, "bf16": 80, "fp8": 89, "int8": 61, "int4": 80}
-WITHOUT_INT8 = {62}                 # Jetson TX2 lacks the instruction that its neighbours have
 GPUS = {75: "RTX 20", 80: "A100", 86: "RTX 30", 87: "Jetson Orin", 89: "RTX 40", 90: "H100", 100: "B200", 103: "B300", 110: "Jetson Thor", 120: "RTX 50", 121: "DGX Spark"}
 SECONDS_PER_GB, SECONDS_EACH = 70.0, 1.2        # of plan, two thirds of it for measuring the error; of network
 MAX_FRAMES, SECONDS_PER_FRAME = 32, 150.0       # to calibrate with; of a billion weights of encode, on two cores
 RAM_BASE_GB, RAM_PER_PLAN = 0.5, 3.3            # RAM while building: base + this times the largest plan
+MOST_GB = 4096                                  # of a workspace
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.1, "int8": 1.1, "int4": 0.7}
 
 
@@ -49,21 +49,24 @@ class EngineOptions:
         return None if self.workspace_gb is None else int(self.workspace_gb * 2**30)
 
 
-def check_options(options: EngineOptions) -> None:
-    """Refuse in words what cannot be built whatever is installed. Raises InputError for values, ExportError for combinations."""
+def check_options(options: EngineOptions, rtx: Sequence[int] | None = RTX_SMS) -> None:
+    """Refuse in words what cannot be built whatever is installed. Raises InputError for values, ExportError for combinations.
+
+    rtx: GPUs that TensorRT-RTX builds for, None where that is still to be asked of it.
+    """
     _one_of("runtime", options.runtime, RUNTIMES)
     _one_of("precision", options.precision, PRECISIONS)
     for name, value in (("max-tokens", options.max_tokens), ("max-batch", options.max_batch)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"[build] {name} is {value!r}; a whole number of at least 1 is needed.")
-    if options.workspace_gb is not None and not options.workspace_gb > 0:
-        raise InputError(f"[build] workspace is {options.workspace_gb!r} GB; more than 0 is needed. Leave it out to let the builder take what the GPU has.")
+    if options.workspace_gb is not None and not 0 < options.workspace_gb < MOST_GB:
+        raise InputError(f"[build] workspace is {options.workspace_gb!r} GB; more than 0 and less than {MOST_GB} is needed. Leave it out to let the builder take what the GPU has.")
     if options.runtime == "onnx":
         return _check_onnx(options)
     if options.system not in PLATFORMS:
         raise ExportError(f"[build] this is {' '.join(options.system)}; engines are built on Linux, x86_64 or aarch64. On Windows use WSL, or --runtime onnx.")
     for sm in options.sms:
-        _check_sm(sm, options)
+        _check_sm(sm, options, rtx)
     if options.calibrate is not None and options.precision not in CALIBRATED:
         raise InputError(f"[build] --calibrate was given; {options.precision} needs no calibration, {' and '.join(CALIBRATED)} do. Leave it out.")
     if options.precision in CALIBRATED and options.calibrate is None:
@@ -73,6 +76,8 @@ def check_options(options: EngineOptions) -> None:
         calibration_files(options.calibrate)
     if options.timing_cache is not None and options.runtime != "tensorrt":
         raise InputError("[build] --timing-cache was given; only TensorRT times its kernels while building, TensorRT-RTX chooses them on the GPU. Leave it out.")
+    if options.timing_cache is not None and (options.timing_cache.is_dir() or not options.timing_cache.absolute().parent.is_dir()):
+        raise InputError(f"[build] --timing-cache {options.timing_cache} is no file in a folder that exists; it is read and written. Name one, as engine.cache.")
 
 
 def _check_onnx(options: EngineOptions) -> None:
@@ -85,15 +90,15 @@ def _check_onnx(options: EngineOptions) -> None:
             raise InputError(f"[build] {name} was given; an ONNX bundle is for any machine and any number of tokens. Leave it out.")
 
 
-def _check_sm(sm: int, options: EngineOptions) -> None:
-    if sm < OLDEST_SM[options.precision] or options.precision == "int8" and sm in WITHOUT_INT8:
-        better = next(each for each in ("fp16", "fp32") if sm >= OLDEST_SM[each] or each == "fp32")
-        raise ExportError(f"[build] {options.precision} for {named(sm)}; that GPU has no {options.precision} arithmetic, sm_{OLDEST_SM[options.precision]} and newer do. "
-                          f"Build with --precision {better}, or leave {sm} out of --sm.")
+def _check_sm(sm: int, options: EngineOptions, rtx: Sequence[int] | None) -> None:
     if options.precision == "fp8" and sm == 87:
         raise ExportError(f"[build] fp8 for {named(sm)}; that GPU has no fp8 arithmetic. Build with --precision int8 --calibrate FOLDER.")
-    if options.runtime == "tensorrt-rtx" and sm not in RTX_SMS:
-        raise ExportError(f"[build] {named(sm)} is none of the GPUs that TensorRT-RTX builds for ({', '.join(map(named, RTX_SMS))}). "
+    if not has_arithmetic(options.precision, sm):
+        better = "fp16" if has_arithmetic("fp16", sm) else "fp32"
+        raise ExportError(f"[build] {options.precision} for {named(sm)}; that GPU has no {options.precision} arithmetic, sm_{OLDEST_SM[options.precision]} and newer do. "
+                          f"Build with --precision {better}, or leave {sm} out of --sm.")
+    if options.runtime == "tensorrt-rtx" and rtx is not None and sm not in rtx:
+        raise ExportError(f"[build] {named(sm)} is none of the GPUs that TensorRT-RTX builds for ({', '.join(map(named, rtx))}). "
                           "Build on that machine with --runtime tensorrt.")
 
 
@@ -101,9 +106,14 @@ def named(sm: int) -> str:
     return f"sm_{sm} ({GPUS[sm]})" if sm in GPUS else f"sm_{sm}"
 
 
+def known_sms(module) -> tuple[int, ...]:
+    """The GPUs that an installed TensorRT-RTX builds for."""
+    return tuple(sorted(int(name[2:]) for name in vars(module.ComputeCapability) if name.startswith("SM") and name[2:].isdigit()))
+
+
 def rtx_sms(options: EngineOptions, module) -> tuple[int, ...]:
     """The GPUs of a TensorRT-RTX build. Raises ExportError for one that this release does not know."""
-    known = sorted(int(name[2:]) for name in vars(module.ComputeCapability) if name.startswith("SM") and name[2:].isdigit())
+    known = known_sms(module)
     unknown = [sm for sm in options.sms if sm not in known]
     if unknown:
         raise ExportError(f"[build] tensorrt-rtx {module.__version__} does not build for {', '.join(map(named, unknown))}; it knows {', '.join(map(named, known))}. "
@@ -126,8 +136,8 @@ def calibration_files(folder: Path) -> list[Path]:
 def calibration_frames(folder: Path) -> tuple[list[Path], Path]:
     """Pictures to calibrate with, MAX_FRAMES of a larger folder, evenly; and one to measure the error on, which is none of these where there are several."""
     *frames, measured = calibration_files(folder)
-    step = -(-len(frames) // MAX_FRAMES)
-    return frames[::step] if frames else [measured], measured
+    count = min(len(frames), MAX_FRAMES)
+    return [frames[i * len(frames) // count] for i in range(count)] or [measured], measured
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

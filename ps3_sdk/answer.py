@@ -91,7 +91,8 @@ class Answer:
     """One question about one frame, answered.
 
     prompt: the text, "" for bottom-up | text: the language model's answer, or the best choice, None without either | confidence: in [0, 1], the model's
-    probability of that text, or how probably it is right where the bundle is calibrated (language.confidence); of an answer that says that nothing was found, of there being one after all; None where the model has none |
+    probability of that text, or how probably it is right where the bundle is calibrated (language.confidence); of an answer that says that nothing was found, of there being one after all;
+    None where the model has none, the text is empty or the answer was cut |
     found: False where a language model says that it cannot see what was asked | choices: best first | regions: best first | picked: {scale px: ascending int32 patch ids} | prob: (rows, cols) f32 in [0, 1], how much the prompt
     cares about each place | timing: ms per stage | frame_size: (h, w) pixels | notes: what the user should know.
     """
@@ -155,15 +156,21 @@ class Answer:
         """Whether a note says that the weights are random, so that the answer means nothing."""
         return any("weights are random" in note or "random weights" in note for note in self.notes)
 
+    @property
+    def by_saliency(self) -> bool:
+        """Whether patches were picked by saliency, whatever the prompt; a note says why."""
+        return any("by saliency" in note for note in self.notes)
+
     def __str__(self) -> str:
         height, width = self.frame_size
         picked = ", ".join(f"{len(ids)} at {px} px" for px, ids in self.picked.items()) or "none"
         stages = ", ".join(f"{name} {ms:.0f}" for name, ms in self.timing.stages_ms.items() if ms >= 0.5)
-        lines = [f"prompt   {short(self.prompt, 100) or '(none: by saliency)'}"]
+        lines = [f"prompt   {short(self.prompt, 100) or ('(none: by saliency)' if self.by_saliency else '(none)')}"]
         if self.choices:
             lines.append("answer   " + ", ".join(choice_text(choice) for choice in self.choices[:3]))
         elif self.text is not None:
-            lines.append(f"answer   {self.text}" + (f" (confidence {self.confidence:.2f})" if self.confidence is not None and self.text else ""))
+            sure = "" if self.confidence is None else f" (confidence {self.confidence:.2f})" if self.found else f" (that it is there after all: {self.confidence:.2f})"
+            lines.append(f"answer   {self.text}{sure}")
         lines.append("where    " + ("; ".join(place(region) for region in self.regions[:3]) or "low-res only"))
         lines.append(f"looked   {picked} of a {width}x{height} frame")
         lines.append(f"took     {self.timing.total_ms:.0f} ms" + (f" ({stages})" if stages else ""))

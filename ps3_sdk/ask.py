@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple, Sequence
 
 from .answer import Answer, Timing, regions_from_map
-from .encoding import Aim, look_closely
+from .encoding import Aim, block_side, look_closely, planned_blocks
 from .errors import InputError
 from .probability import calibrated
 from .prompt import Prompt
@@ -21,43 +21,45 @@ def ask_together(seen: Sequence, prompt: str = "", *, prompt_embedding=None, tok
     A language model reads all frames and gives one text, which every answer carries. Encoders are asked about each frame by itself.
     """
     session = seen[0].session
-    session._open()
-    choices = _checked(choices) if choices is not None else None
-    timings = [Timing() for _ in seen]
-    budget = session.budget(tokens, looks, scales)
-    ids, query, read = look_for(seen, prompt, prompt_embedding, timings[0], selection)
-    encodings = look_closely([Aim(look, query) for look in seen], budget, timings, rule=rule, smooth=smooth, batch=batch)
-    ranked = _ranked(session, choices, encodings, timings)
-    words = Words()
-    if ids is not None and choices is None:
-        with timings[0].stage("decode"):
-            words = _words(seen, ids, encodings, read, query, max_tokens, sampling, cancel, on_text)
-    return [_answer(look, *each, query, words) for look, *each in zip(seen, encodings, ranked, timings)]
+    with session.running():
+        choices = _checked(session, choices) if choices is not None else None
+        timings = [Timing() for _ in seen]
+        budget = session.budget(tokens, looks, scales)
+        ids, query, read = look_for(seen, prompt, prompt_embedding, timings[0], selection)
+        _check_room(seen, ids, budget, rule)
+        encodings = look_closely([Aim(look, query) for look in seen], budget, timings, rule=rule, smooth=smooth, batch=batch)
+        ranked = _ranked(session, choices, encodings, timings)
+        words = Words()
+        if ids is not None and choices is None:
+            with timings[0].stage("decode"):
+                words = _words(seen, ids, encodings, read, query, max_tokens, sampling, cancel, on_text)
+        return [_answer(look, *each, query, words) for look, *each in zip(seen, encodings, ranked, timings)]
 
 
 def ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=None, choices=None, rule=None, selection=None, smooth=False, batch=1,
              max_tokens=None, sampling=None, cancel=None) -> list[Answer]:
     """Answers to several questions about one Look, in their order; arguments as in Look.ask_many."""
     session = look.session
-    session._open()
-    if not isinstance(prompts, (list, tuple)) or not prompts:
-        raise InputError(f"[ask] prompts is {type(prompts).__name__}; a list of at least one text is needed. For one question use ask().")
-    choices = _checked(choices) if choices is not None else None
-    timings, budget, asked = [Timing() for _ in prompts], session.budget(tokens, looks, scales), []
-    if session.language is None and selection != "bottom_up":
-        session.encode_prompts(prompts, timings)
-    for prompt, timing in zip(prompts, timings):
-        asked.append(look_for([look], prompt, None, timing, selection))
-        look.memory["read"] = asked[-1][2]
-    encodings = look_closely([Aim(look, query) for _, query, _ in asked], budget, timings, rule=rule, smooth=smooth, batch=batch)
-    ranked, answers = _ranked(session, choices, encodings, timings), []
-    for (ids, query, read), encoding, each, timing in zip(asked, encodings, ranked, timings):
-        words = Words()
-        if ids is not None and choices is None:
-            with timing.stage("decode"):
-                words = _words([look], ids, [encoding], read, query, max_tokens, sampling, cancel, None)
-        answers.append(_answer(look, encoding, each, timing, query, words))
-    return answers
+    with session.running():
+        if not isinstance(prompts, (list, tuple)) or not prompts:
+            raise InputError(f"[ask] prompts is {type(prompts).__name__}; a list of at least one text is needed. For one question use ask().")
+        choices = _checked(session, choices) if choices is not None else None
+        timings, budget, asked = [Timing() for _ in prompts], session.budget(tokens, looks, scales), []
+        if session.language is None and selection != "bottom_up":
+            session.encode_prompts(prompts, timings)
+        for prompt, timing in zip(prompts, timings):
+            asked.append(look_for([look], prompt, None, timing, selection))
+            _check_room([look], asked[-1][0], budget, rule)
+            look.memory["read"] = asked[-1][2]
+        encodings = look_closely([Aim(look, query) for _, query, _ in asked], budget, timings, rule=rule, smooth=smooth, batch=batch)
+        ranked, answers = _ranked(session, choices, encodings, timings), []
+        for (ids, query, read), encoding, each, timing in zip(asked, encodings, ranked, timings):
+            words = Words()
+            if ids is not None and choices is None:
+                with timing.stage("decode"):
+                    words = _words([look], ids, [encoding], read, query, max_tokens, sampling, cancel, None)
+            answers.append(_answer(look, encoding, each, timing, query, words))
+        return answers
 
 
 def look_for(seen: Sequence, prompt: str, embedding, timing: Timing, selection: str | None = None):
@@ -84,6 +86,15 @@ def look_for(seen: Sequence, prompt: str, embedding, timing: Timing, selection: 
             return ids, asked(), known
         vector, read = language.ask(ids, [((look, "low"), look.rows) for look in seen], known)
         return ids, Prompt(prompt, vector, None, anywhere=selection is not None) if vector is not None else session.prior(prompt, "this model looks by saliency"), read
+
+
+def _check_room(seen: Sequence, ids, budget, rule) -> None:
+    """Before patches are encoded: whether the language model's context holds a row for each block of them."""
+    session = seen[0].session
+    r = block_side(session, rule)
+    if ids is not None and r > 1:
+        high = max(1, sum(map(sum, planned_blocks(session, budget, r))) // r ** 2)
+        session.language.check_room(len(ids) + sum(len(look.rows) + high + len(session.language.spec["newline_ids"]) - 1 for look in seen) + 1)
 
 
 def _needs_prompt(session, language, prompt: str) -> None:
@@ -130,6 +141,8 @@ def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sam
     elif not text:
         notes += ("the answer is empty: the model ended it before a word",)
     logprob, found = getattr(generation, "logprob", None), text != language.spec.get("not_seen")    # a user's own language model may have none
+    if generation.stopped != "stop id" or not text:     # of words that may go on, or of none, the model told nothing
+        logprob = None
     confidence = None if logprob is None else math.exp(logprob) if found else 1 - math.exp(logprob)
     if confidence is not None and found and "confidence" in language.spec and not query.anywhere:
         confidence = calibrated(confidence, max(float(encoding.prob.max()) for encoding in encodings), language.spec["confidence"])
@@ -145,7 +158,8 @@ def _answer(look, encoding, ranked, timing: Timing, query: Prompt, words: Words)
         timing=look.timing + timing, frame_size=size, notes=encoding.notes + words.notes + look.session.notes, patch_px=encoding.patch_px, frame=look.frame)
 
 
-def _checked(choices) -> list[str]:
+def _checked(session, choices) -> list[str]:
     if not isinstance(choices, (list, tuple)) or not choices or not all(isinstance(choice, str) and choice.strip() for choice in choices):
         raise InputError(f"[decode] choices is {choices!r}; it must be a list of texts, at least one and none empty. Pass choices=[\"red\", \"green\"].")
+    session.needs_text_tower("choices cannot be compared")
     return list(choices)

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from . import _core
 from .errors import BudgetError
 
@@ -35,6 +37,7 @@ def plan(geometry: dict, tokens: int | None = None, looks: int | str | None = No
     """
     if tokens is not None and looks is not None:
         raise BudgetError("[budget] tokens and looks are both given; they are two ways to say the same. Pass one of them.")
+    tokens, looks, scales = (int(value) if isinstance(value, np.integer) else value for value in (tokens, looks, scales))
     for name, value in (("tokens", tokens), ("looks", looks if looks != "all" else 0), ("scales", scales)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise BudgetError(f"[budget] {name} is {value!r}; it must be a whole number of at least 0{' or all' if name == 'looks' else ''}.")
@@ -52,4 +55,7 @@ def plan(geometry: dict, tokens: int | None = None, looks: int | str | None = No
         notes.append(f"{tokens} patches were asked for; the model has {reachable}, all of them are taken")
         tokens, looks = None, "all"
     arguments = dict(num_tokens=tokens) if tokens is not None else dict(all=True) if looks == "all" else dict(num_looks=1 if looks is None else looks)
-    return Budget([look + left_out for look in _core.plan_looks(capacity, per_look, **arguments)], tuple(notes))
+    planned = [look + left_out for look in _core.plan_looks(capacity, per_look, **arguments)]
+    if tokens and not sum(map(sum, planned)):
+        notes.append(f"{tokens} patches were asked for, too few for any scale's share: none was looked at")
+    return Budget(planned, tuple(notes))

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     frame(ask)
     ask.add_argument("prompt", metavar="PROMPT", help="what to look for; \"\" picks by saliency alone, with an encoder")
     bundle_and_threads(ask)
-    ask.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode (default: one look of the model)")
+    ask.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode (default: what the bundle says, see ps3 info; of encoders one look)")
     selection(ask)
     ask.add_argument("--choices", nargs="+", metavar="TEXT", help="rank these answers")
     ask.add_argument("--max-tokens", type=int, metavar="N", help="of the answer in words, for bundles with a language model")
@@ -67,12 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     frame(encode)
     bundle_and_threads(encode)
     query = encode.add_mutually_exclusive_group()
-    query.add_argument("--prompt", default="", metavar="TEXT", help="what to look for (default: bottom-up)")
+    query.add_argument("--prompt", default="", metavar="TEXT", help="what to look for (default: nothing, so an encoder picks by saliency)")
     query.add_argument("--prompt-embedding", metavar="NPY", help="a prompt vector, (width,) float, as .npy")
     selection(encode)
     amount = encode.add_mutually_exclusive_group()
     amount.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode")
-    amount.add_argument("--looks", type=int, metavar="N", help="full looks (default 1)")
+    amount.add_argument("--looks", type=int, metavar="N", help="full looks of the model, in place of --tokens")
     amount.add_argument("--all", action="store_true", help="every patch of every scale")
     encode.add_argument("-o", "--output", required=True, metavar="NPZ")
 
@@ -140,12 +140,15 @@ def _frame(options):
 
 
 def _ask(options) -> None:
+    if options.overlay:
+        from .draw import suffix_of
+        suffix_of(options.overlay)      # said before the work
     with _session(options) as session:
         answer = session.ask(_frame(options), options.prompt, tokens=options.tokens, choices=options.choices, max_tokens=options.max_tokens,
                              **_selection(options))
+        print(answer.to_json() if options.json else answer, flush=True)
         if options.overlay:
             answer.save_overlay(options.overlay)
-    print(answer.to_json() if options.json else answer)
     if options.overlay:
         print(f"{answer.headline()} -> {options.overlay}", file=sys.stderr if options.json else sys.stdout)
 
@@ -157,6 +160,8 @@ def _encode(options) -> None:
             embedding = np.load(options.prompt_embedding, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise InputError(f"[encode] {options.prompt_embedding} cannot be read as a vector: {error}. Write it with numpy.save, float32.") from error
+    if not Path(options.output).absolute().parent.is_dir():
+        raise InputError(f"[encode] {options.output} cannot be written: there is no folder {Path(options.output).absolute().parent}. Make it, or choose another place.")
     with _session(options) as session:
         encoding = session.encode(_frame(options), options.prompt, prompt_embedding=embedding, tokens=options.tokens,
                                   looks="all" if options.all else options.looks, **_selection(options))

@@ -20,10 +20,7 @@ MIN_SIDE_PX = 480           # smaller frames are enlarged, or the caption could 
 
 def save(answer, path, frame=None) -> None:
     """Draw and write atomically. Arguments and errors: Answer.save_overlay."""
-    suffix = os.path.splitext(os.fspath(path))[1].lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"[overlay] {os.fspath(path)!r} ends in {suffix or 'no suffix'!r}; known are {' '.join(SUFFIXES)}. "
-                         "Name the file accordingly.")
+    suffix = suffix_of(path)
     picture = overlay(answer, frame)
     options = {"JPEG": dict(quality=92, subsampling=0), "WEBP": dict(quality=90), "PNG": dict(compress_level=3)}.get(SUFFIXES[suffix], {})
     try:
@@ -33,6 +30,19 @@ def save(answer, path, frame=None) -> None:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"[overlay] {os.fspath(path)!r} cannot be written: {why}. Choose a writable folder with room, and .png for pictures "
                          "larger than the format allows.") from error
+
+
+def suffix_of(path) -> str:
+    """The suffix of a picture to write. Raises InputError: none that is known, or no folder of that name."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"[overlay] the place to write to is {type(path).__name__}; a path is needed, as \"seen.png\".")
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"[overlay] {os.fspath(path)!r} ends in {suffix or 'no suffix'!r}; known are {' '.join(SUFFIXES)}. "
+                         "Name the file accordingly.")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise InputError(f"[overlay] {os.fspath(path)!r} cannot be written: there is no folder {os.path.dirname(os.path.abspath(path))}. Make it, or choose another place.")
+    return suffix
 
 
 def overlay(answer, frame=None) -> Image.Image:
@@ -143,7 +153,7 @@ def _with_caption(picture, answer, grids, unit):
     large, small = ImageFont.load_default(round(body * 1.35)), ImageFont.load_default(body)
     margin, step = body, round(body * 1.55)
     room = width - 2 * margin
-    rows = [(large, TEXT, [(None, f'"{short(answer.prompt, 300)}"' if answer.prompt.strip() else "no prompt: by saliency")])]
+    rows = [(large, TEXT, [(None, f'"{short(answer.prompt, 300)}"' if answer.prompt.strip() else "no prompt" + ": by saliency" * answer.by_saliency)])]
     if answer.choices:
         rows.append((large, WARNING, [(None, "   ".join(choice_text(choice) for choice in answer.choices[:4]))]))
     looked = [(SCALE_COLOURS[i % len(SCALE_COLOURS)], f"{px} px  {int(mask.sum())}") for i, (px, mask) in enumerate(grids.items())]

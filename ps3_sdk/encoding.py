@@ -88,7 +88,7 @@ def _together(aims: Sequence[Aim], budget: Budget, timings: Sequence[Timing], ru
             wanted.append(maps[-1] if smooth or aim.box_px is not None else session.aimed(maps[-1], aim.query.anywhere))
     taken = [{px: np.zeros((px // patch_px) ** 2, np.uint8) for px in scales_px} for _ in aims]
     found = [{px: [] for px in scales_px} for _ in aims]        # per aim and scale, per look: (ids, tokens)
-    looks, whole = budget.looks if r == 1 else blocks.plan_blocks(budget.looks, list(map(len, taken[0].values())), r * r), None
+    looks, whole = budget.looks if r == 1 else planned_blocks(session, budget, r), None
     for counts in looks:
         picks = []
         for prob, used, timing in zip(wanted, taken, own):
@@ -106,11 +106,13 @@ def _together(aims: Sequence[Aim], budget: Budget, timings: Sequence[Timing], ru
             ends = np.cumsum([len(ids) for ids in each.values()])
             for px, part in zip(scales_px, np.split(tokens, ends[:-1])):
                 parts[px].append((each[px], part))
-    encodings = []
+    encodings, notes = [], budget.notes
+    if r > 1 and budget.num_patches and not sum(map(sum, looks)):
+        notes += (f"so few patches make no whole block of {r} x {r} at any scale, as the language model reads them: none was looked at",)
     for aim, prob, parts, timing, before in zip(aims, maps, found, own, timings):
         picked, tokens = _joined(parts)
         encodings.append(Encoding(np.concatenate([aim.look.tokens, *tokens]) if whole is None else whole, len(aim.look.tokens), prob, picked, patch_px,
-                                  aim.look.timing + before + timing, budget.notes + aim.query.notes))
+                                  aim.look.timing + before + timing, notes + aim.query.notes))
         for name, ms in timing.stages_ms.items():
             before.add(name, ms)
     return encodings
@@ -135,6 +137,11 @@ def _joined(found: dict[int, list]) -> tuple[dict[int, np.ndarray], list[np.ndar
         elif rounds:
             tokens.append(np.concatenate([part for _, part in rounds])[order])
     return picked, tokens
+
+
+def planned_blocks(session, budget: Budget, r: int) -> list[list[int]]:
+    """The budget in patches of whole r x r blocks, per look and high-res scale."""
+    return blocks.plan_blocks(budget.looks, [(px // session.patch_px) ** 2 for px in session.geometry["scales_px"][1:]], r * r)
 
 
 def block_side(session, rule: str | None) -> int:

@@ -164,7 +164,7 @@ class Language:
 
     def read(self, rows: Rows, known: Read | None = None) -> Read:
         """Read rows, those apart that `known` shares. Raises InputError where they are more than the context holds."""
-        self._check_room(len(rows.names))
+        self.check_room(len(rows.names))
         state = known.shared(rows, self.decoder.empty) if known is not None else self.decoder.empty
         return Read(rows.names, self.decoder.prefill(rows.embeds[state.length:], state))
 
@@ -183,11 +183,12 @@ class Language:
     def answer(self, read: Read, *, max_tokens: int | None = None, sampling=None, cancel=None) -> Generation:
         """The answer behind what was read, token by token. Raises InputError where the context has no room for one."""
         limit = self.spec["context_length"]
-        self._check_room(len(read.names) + 1)
+        self.check_room(len(read.names) + 1)
         return self.decoder.generate(read.state, self.embed, stop_ids=self.stop_ids, max_tokens=self.spec.get("answer_tokens", limit) if max_tokens is None else max_tokens,
                                      sampling=sampling, cancel=cancel)
 
-    def _check_room(self, needed: int) -> None:
+    def check_room(self, needed: int) -> None:
+        """Raises InputError: so many rows are more than the context holds."""
         limit = self.spec["context_length"]
         if needed > limit:
             raise InputError(f"[decode] the prompt and the first token of an answer take {needed} rows or more; the model's context holds {limit}. "

@@ -48,11 +48,11 @@ class Look:
                rule: str | None = None, selection: str | None = None, smooth: bool = False) -> Encoding:
         """PS3's own output for this frame; arguments as in Session.ask."""
         timing = Timing()
-        self.session._open()
-        budget = self.session.budget(tokens, looks, scales)
-        _, query, read = look_for([self], prompt, prompt_embedding, timing, selection)
-        self.memory["read"] = read
-        return look_closely([Aim(self, query)], budget, [timing], rule=rule, smooth=smooth)[0]
+        with self.session.running():
+            budget = self.session.budget(tokens, looks, scales)
+            _, query, read = look_for([self], prompt, prompt_embedding, timing, selection)
+            self.memory["read"] = read
+            return look_closely([Aim(self, query)], budget, [timing], rule=rule, smooth=smooth)[0]
 
     def similarity(self, texts: str | list[str], prompt: str = "", *, boxes: list | None = None, tokens: int | None = None,
                    looks: int | str | None = None, scales: int | None = None, batch: int = 1) -> Similarity:

@@ -25,6 +25,7 @@ from .stages import Stages, unit
 DEFAULT_BUNDLE = Path(__file__).parent / "assets" / "default.plan"
 RUNTIMES = {"onnxruntime": "ps3_sdk.runtimes.ort", "tensorrt": "ps3_sdk.runtimes.trt",      # manifest's word -> adapter module, imported when needed
             "tensorrt-rtx": "ps3_sdk.runtimes.trt_rtx"}
+MOST_THREADS = 1024     # of each network: far beyond what helps, and short of what a system gives
 DEVICES, ON_GPU = ("cpu", "cuda"), "ps3_sdk.runtimes.ort_cuda"
 PASSING = ("score_features", "encode_prompt")           # run once per frame or text: large ones are in memory only while they run
 LICENCE_NOTE = "licence of the weights: "
@@ -50,8 +51,8 @@ class Session(Stages):
     """
 
     def __init__(self, bundle: str | Path | None = None, *, threads: int = 0, verify: bool = True, device: str | None = None, stream: int | None = None, language_model=None):
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
-            raise InputError(f"[session] threads is {threads!r}; it must be a whole number of at least 0 (0: all cores).")
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
+            raise InputError(f"[session] threads is {threads!r}; it must be a whole number, 0 (all cores) to {MOST_THREADS}.")
         if device not in (None, *DEVICES):
             raise InputError(f"[session] device is {device!r}; {' or '.join(map(repr, DEVICES))} is needed.")
         self.threads, self._device, self._stream = threads, device, stream
@@ -97,8 +98,9 @@ class Session(Stages):
             frame: whatever Frame.of takes: uint8 array, PIL image, path, encoded bytes, DLPack tensor, Frame.
             prompt: what to look for; of an encoder, empty means bottom-up, by saliency alone. A language model reads an empty prompt as it is.
             prompt_embedding: (width,) f32 instead of a text, e.g. for bundles without a text tower.
-            tokens: high-res patches to encode; 0 is the low-res pass alone, more than there are is clamped and noted.
-            looks: instead of tokens, how many full looks (default 1), or "all".
+            tokens: high-res patches to encode; 0 is the low-res pass alone, more than there are is clamped and noted. Default: what the bundle says
+                (`ps3 info`), of encoders one look.
+            looks: instead of tokens, how many full looks of the model, or "all".
             scales: look only at the first high-res scales.
             choices: texts to rank by contrast with what was seen (encoder bundles).
             rule: "patches" selects one by one, as PS3 does; "blocks" only whole blocks that a language model reads. Default:
@@ -116,6 +118,8 @@ class Session(Stages):
         Raises:
             InputError for a frame, prompt or budget that can't be used; ClosedError after close().
         """
+        if on_text is not None and not callable(on_text):
+            raise InputError(f"[decode] on_text is {type(on_text).__name__}; a function that takes a piece of text is needed.")
         return self.look(frame, format=format).ask(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales, choices=choices, rule=rule,
                                                    selection=selection, smooth=smooth, max_tokens=max_tokens, sampling=sampling, cancel=cancel, on_text=on_text)
 
@@ -147,30 +151,30 @@ class Session(Stages):
         batch: frames in one run of the network. On two CPU cores 2 to 4 gained a tenth to a third (benchmarks/batching.py measures it) and
         take memory for each; it is meant for devices that one frame does not fill. A look's encode_low time is its share of the run's.
         """
-        self._open()
-        check_batch(batch)
-        if not isinstance(frames, (list, tuple)) or not frames:
-            raise InputError(f"[look] frames is {type(frames).__name__}; a list of at least one frame is needed. For one frame use look().")
-        frames, found = [Frame.of(frame, format=format) for frame in frames], []
-        for group in (frames[start:start + batch] for start in range(0, len(frames), batch)):
-            timing = Timing()
-            with timing.stage("encode_low"):
-                placed = self.ops.placed(group)
-                seen, features = self._encode_low(placed)
-                scores = self._score_features(placed, features)
-                rows = [self.language.low_rows(tokens) if self.language else None for tokens, _ in seen]
-            share = timing.total_ms / len(group)
-            found += [Look(self, frame, tokens, kv, *scored, Timing({"encode_low": share}), row, placed=there)
-                      for frame, there, (tokens, kv), scored, row in zip(group, placed, seen, scores, rows)]
-        return found
+        with self.running():
+            check_batch(batch)
+            if not isinstance(frames, (list, tuple)) or not frames:
+                raise InputError(f"[look] frames is {type(frames).__name__}; a list of at least one frame is needed. For one frame use look().")
+            frames, found = [Frame.of(frame, format=format) for frame in frames], []
+            for group in (frames[start:start + batch] for start in range(0, len(frames), batch)):
+                timing = Timing()
+                with timing.stage("encode_low"):
+                    placed = self.ops.placed(group)
+                    seen, features = self._encode_low(placed)
+                    scores = self._score_features(placed, features)
+                    rows = [self.language.low_rows(tokens) if self.language else None for tokens, _ in seen]
+                share = timing.total_ms / len(group)
+                found += [Look(self, frame, tokens, kv, *scored, Timing({"encode_low": share}), row, placed=there)
+                          for frame, there, (tokens, kv), scored, row in zip(group, placed, seen, scores, rows)]
+            return found
 
     def encode_text(self, texts: str | list[str]) -> np.ndarray:
         """Contrastive features of texts, to compare with those of frames or with each other: (n, pooled_width) f32, length 1.
 
         Raises InputError: a bundle without a text tower, or anything but texts.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise InputError(f"[encode_prompt] texts is {texts!r}; a text or a list of texts is needed, none of them empty.")
         return np.stack([unit(prompt.pooled) for prompt in self.encode_prompts(texts)])
 

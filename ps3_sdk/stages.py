@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from .answer import Choice, Timing
 from .blocks import select_blocks
 from .bundle import Bundle
 from .encoding import Encoding
-from .errors import ClosedError, InputError
+from .errors import ClosedError, InputError, Ps3Error
 from .frame import Frame
 from .manifest import TABLES
 from .ops import DeviceOps, HostOps
@@ -21,6 +21,7 @@ from .prompt import Prompt
 
 PROMPTS_KEPT = 256
 TEXTS_A_RUN = 32        # through the text tower together
+LARGEST = 1e15          # of a prompt vector, whose squares are summed in float32
 
 
 class Stages:
@@ -143,8 +144,6 @@ class Stages:
 
     def rank(self, choices: list[str], encoding: Encoding, timing: Timing) -> list[Choice]:
         """Choices by cosine between their text feature and the pooled feature of what was seen."""
-        if self._tokenizer is None:
-            raise InputError(f"[decode] {self.bundle.path} has no text tower, so choices cannot be compared. Export the full PS3 checkpoint, not its vision part.")
         choice_timing = [Timing() for _ in choices]
         texts = [prompt.pooled for prompt in self.encode_prompts(choices, choice_timing)]
         timing.add("encode_prompt", sum(each.total_ms for each in choice_timing))
@@ -162,7 +161,27 @@ class Stages:
             looks = looks if tokens is None else None
         return budget.plan(self.geometry, tokens, looks, scales)
 
+    def needs_text_tower(self, why: str) -> None:
+        """Raises InputError in a bundle that cannot make vectors of texts; `why` names what for."""
+        if self._tokenizer is None and self.language is not None:
+            raise InputError(f"[encode_prompt] {self.bundle.path} is a vision-language bundle without a text tower, so {why}. Ask in words, or open a bundle of a PS3 encoder.")
+        if self._tokenizer is None:
+            raise InputError(f"[encode_prompt] {self.bundle.path} has no text tower, so {why}. Export the full PS3 checkpoint, not its vision part. To look "
+                             f"for something, prompt_embedding= takes a vector of {self.geometry['width']} floats; an empty prompt looks by saliency.")
+
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def running(self):
+        """Work that another thread may close the session under: what then fails is that it is closed."""
+        self._open()
+        try:
+            yield
+        except Ps3Error:
+            raise
+        except Exception:
+            self._open()
+            raise
 
     def _open(self) -> None:
         if self._closed:
@@ -200,9 +219,8 @@ class Stages:
 
     def _encode_texts(self, texts: list[str]) -> list[Prompt]:
         """Texts through the text tower, TEXTS_A_RUN at a time; they are kept."""
-        if texts and self._tokenizer is None:
-            raise InputError(f"[encode_prompt] {self.bundle.path} has no text tower, so it cannot read {texts[0][:40]!r}. "
-                             f"Pass prompt_embedding=, a vector of {self.geometry['width']} floats, or an empty prompt for bottom-up.")
+        if texts:
+            self.needs_text_tower(f"{texts[0][:40]!r} cannot be read")
         found = []
         for start in range(0, len(texts), TEXTS_A_RUN):
             group = texts[start:start + TEXTS_A_RUN]
@@ -223,6 +241,8 @@ class Stages:
         vector = np.ascontiguousarray(vector.reshape(width), np.float32)
         if not np.isfinite(vector).all():
             raise InputError(f"[encode_prompt] prompt_embedding holds {int((~np.isfinite(vector)).sum())} NaN or infinite values. Check what made it.")
+        if np.abs(vector).max() > LARGEST:
+            raise InputError(f"[encode_prompt] prompt_embedding reaches {np.abs(vector).max():.3g}; numbers of at most {LARGEST:.0e} are needed. Only its direction counts: scale it to length 1.")
         return vector
 
 

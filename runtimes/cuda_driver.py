@@ -29,8 +29,14 @@ class CudaError(RuntimeFailedError):
     """A call of the driver failed. code: its number | lost: whether nothing can run on the GPU in this process any more."""
 
     def __init__(self, call: str, code: int, name: str):
-        super().__init__(f"[cuda] {call} gave {name} ({code}); it must succeed. {'Start a new process.' if code in LOST else 'See the message before.'}")
+        super().__init__(f"[cuda] {call} gave {name} ({code}); it must succeed. {_fix(code)}")
         self.call, self.code, self.name, self.lost = call, code, name, code in LOST
+
+
+def _fix(code: int) -> str:
+    if code in LOST:
+        return "Start a new process."
+    return "Free memory of the GPU: nvidia-smi shows who holds it." if code == OUT_OF_MEMORY else "Check nvidia-smi, and that the driver fits the kernel."
 
 
 class Driver:

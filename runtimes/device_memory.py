@@ -145,6 +145,18 @@ def host_dtype(dtype: str) -> np.dtype:
     return np.dtype("uint16" if dtype == "bfloat16" else dtype)
 
 
+def host_array(value, dtype: str) -> np.ndarray:
+    """A C-ordered array of the manifest's dtype; of bfloat16 its bits, rounded to even from any other type of numbers."""
+    if dtype != "bfloat16":
+        return np.ascontiguousarray(value, dtype)
+    array = np.ascontiguousarray(value)
+    if array.dtype == np.uint16:
+        return array
+    bits = array.astype(np.float32).view(np.uint32)
+    rounded = np.where(np.isnan(array), bits | 0x400000, bits + 0x7FFF + (bits >> 16 & 1))      # a NaN stays one
+    return (rounded >> 16).astype(np.uint16)
+
+
 def is_packed(device: Mapping) -> bool:
     """Whether a __cuda_array_interface__ is of an array in C order without gaps."""
     packed = np.dtype(device["typestr"]).itemsize

@@ -29,7 +29,8 @@ def load(bundle, name: str, threads: int = 0, keep: bool = True, stream: int | N
         raise RuntimeMissingError("[ort_cuda] ONNX Runtime is not installed; its build for GPUs is needed. pip install 'ps3_sdk[gpu]'") from error
     if PROVIDER not in onnxruntime.get_available_providers():
         raise RuntimeMissingError(f"[ort_cuda] onnxruntime {onnxruntime.__version__} here has {', '.join(onnxruntime.get_available_providers())}; {PROVIDER} is needed. "
-                                  "pip uninstall onnxruntime && pip install 'ps3_sdk[gpu]', or leave device out to run on the CPU.")
+                                  "Both packages lie in one folder, and the CPU's was written last: pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu, "
+                                  "or leave device out to run on the CPU.")
     entry = bundle.manifest["networks"][name]
     if any(port["name"].startswith("past_key_values.") and port["dtype"] == "float32" for port in entry["inputs"]):
         # a language model in float32: its GroupQueryAttention is there for half precision alone, so all its rows would go to the processor and back

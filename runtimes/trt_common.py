@@ -6,6 +6,7 @@ sizes at equal addresses is captured as a CUDA graph, later ones launch it.
 """
 from __future__ import annotations
 
+import functools
 import platform
 import threading
 from collections import OrderedDict
@@ -16,7 +17,7 @@ import numpy as np
 from ps3_sdk.errors import BundleError, ClosedError, InputError, RuntimeFailedError, RuntimeMissingError
 
 from .cuda_driver import OUT_OF_MEMORY, CudaError, Driver
-from .device_memory import DeviceTensor, Pool, host_dtype, is_packed, num_bytes, padded
+from .device_memory import DeviceTensor, Pool, host_array, host_dtype, is_packed, num_bytes, padded
 from .trt_vendor import log_of, rebuild_command, release, vendor
 
 GRAPHS_KEPT = 8         # of sizes and addresses; a camera loop needs two or three
@@ -29,9 +30,8 @@ def load(runtime: str, where: str, bundle, name: str, stream: int | None = None,
 
     stream: a CUDA stream's handle, default its own | stays: outputs to leave on the GPU beside those that the manifest says.
     """
-    entry = bundle.manifest["networks"][name]
-    engine = entry["engine"]
-    rebuild = f"Rebuild here: {rebuild_command(runtime, entry)}"
+    engine = bundle.manifest["networks"][name]["engine"]
+    rebuild = f"Rebuild here: {rebuild_command(runtime, bundle.manifest['networks'], name)}"
     here = f"{platform.system().lower()}-{platform.machine()}"
     if engine["platform"] != here:
         raise BundleError(f"[{where}] {name} of {bundle.path} was built for {engine['platform']}; this is {here}. {rebuild}")
@@ -57,7 +57,7 @@ def _check_gpu(runtime: str, where: str, driver, bundle, name: str, rebuild: str
     if driver.sm not in engine["sms"]:
         built = ", ".join(f"sm_{sm}" for sm in engine["sms"])
         raise BundleError(f"[{where}] {name} of {bundle.path} was built for {built}; this GPU, {driver.name}, is sm_{driver.sm}. "
-                          f"Rebuild: {rebuild_command(runtime, bundle.manifest['networks'][name], driver.sm)}")
+                          f"Rebuild: {rebuild_command(runtime, bundle.manifest['networks'], name, driver.sm)}")
 
 
 class EngineNetwork:
@@ -65,7 +65,8 @@ class EngineNetwork:
 
     def __init__(self, where: str, module, driver, bundle, name: str, stream: int | None, rebuild: str, stays: Sequence[str] = ()):
         entry = bundle.manifest["networks"][name]
-        self.where, self.name, self.rebuild, self._module, self._driver, self._entry = where, name, rebuild, module, driver, entry
+        self.where, self.name, self.rebuild, self._module, self._driver = where, name, rebuild, module, driver
+        self._rebuild_for = functools.partial(rebuild_command, entry["runtime"], bundle.manifest["networks"], name)
         self._ports = {port["name"]: port for port in (*entry["inputs"], *entry["outputs"])}
         self._inputs, self._outputs = ([port["name"] for port in entry[side]] for side in ("inputs", "outputs"))
         self._profiles, self._stays = entry["engine"]["profiles"], list(dict.fromkeys([*entry["engine"]["on_device"], *(each for each in stays if each in self._outputs)]))
@@ -257,14 +258,19 @@ class EngineNetwork:
     def _place_input(self, name: str, value, keep_alive: list) -> int:
         """Where the engine reads this input. What is on the GPU is copied, too, but for keys and values: to an aligned place that is the same in every run of a graph."""
         dtype, address = self._ports[name]["dtype"], self._address_on_gpu(name, value)
-        array = value if address is not None else np.ascontiguousarray(value, host_dtype(dtype))
-        size = num_bytes(array.shape, dtype)
+        array = value if address is not None else host_array(value, dtype)
+        size, resident = num_bytes(array.shape, dtype), name.removeprefix("past_") in self._stays
         if not size:
             return self._buffers[name]
         keep_alive.append(array)
+        if address is None and resident:        # keys and values that were copied to the host, and have no place of their own
+            block = self._pool.take(size)
+            keep_alive.append(block)
+            self._driver.to_device(block.address, array.ctypes.data, size, self._stream)
+            return block.address
         if address is None:
             self._driver.to_device(self._buffers[name], array.ctypes.data, size, self._stream)
-        elif name.removeprefix("past_") in self._stays:
+        elif resident:
             return address
         else:
             self._driver.on_device(self._buffers[name], address, size, self._stream)
@@ -303,7 +309,7 @@ class EngineNetwork:
         fits = lambda profile: "; ".join(f"{size} {least}..{most}" if least != most else f"{size} {most}" for size, (least, _, most) in profile.items())
         beyond = {f"max_{size}": sizes[size] for size in ("tokens", "batch") if size in sizes and all(sizes[size] > profile[size][2] for profile in self._profiles)}
         raise InputError(f"[{self.where}] {self.name} was built for {' or '.join(map(fits, self._profiles))}; this run has {', '.join(f'{k} {v}' for k, v in sizes.items())}. Ask for "
-                         f"less, or rebuild: {rebuild_command(self._entry['runtime'], self._entry, **beyond)}")
+                         f"less, or rebuild: {self._rebuild_for(**beyond)}")
 
     # -- tensors on the device --------------------------------------------------------------------------------------
 
@@ -312,7 +318,7 @@ class EngineNetwork:
         total = sum(part.nbytes for part in parts)
         if total > self._most_bytes:
             raise InputError(f"[{self.where}] {sum(map(len, parts))} together; {self.name} was built for fewer in one run. Ask with a smaller batch, or rebuild: "
-                             f"{rebuild_command(self._entry['runtime'], self._entry, max_batch=sum(map(len, parts)))}")
+                             f"{self._rebuild_for(max_batch=sum(map(len, parts)))}")
         with self._lock:
             self._check_open()
             try:

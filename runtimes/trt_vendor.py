@@ -11,20 +11,31 @@ from ps3_sdk.errors import RuntimeMissingError
 MODULES = {"tensorrt": ("tensorrt", "trt"), "tensorrt-rtx": ("tensorrt_rtx", "trt-rtx")}     # manifest's word -> (module, extra of ps3_sdk)
 OLDEST = {"tensorrt": 10, "tensorrt-rtx": 1}
 RTX_SMS = (75, 80, 86, 89, 120, 121)        # GPUs of TensorRT-RTX 1.7, where the package cannot be asked
+OLDEST_SM = {"fp32": 50, "fp16": 53, "bf16": 80, "fp8": 89, "int8": 61, "int4": 80}
+WITHOUT = {"int8": (62,), "fp8": (87,)}     # Jetson TX2 and Orin lack arithmetic that their neighbours have
 
 
-def rebuild_command(runtime: str, entry: dict, sm: int | None = None, max_tokens: int | None = None, max_batch: int | None = None) -> str:
-    """The `ps3 build` that makes the engine of a network's manifest entry anew, also for GPU `sm`, with as many tokens and frames a run, or as said."""
-    engine, largest = entry["engine"], {}
+def has_arithmetic(precision: str, sm: int) -> bool:
+    """Source: NVIDIA CUDA C++ Programming Guide, Compute Capabilities."""
+    return sm >= OLDEST_SM[precision] and sm not in WITHOUT.get(precision, ())
+
+
+def rebuild_command(runtime: str, networks: dict, name: str, sm: int | None = None, max_tokens: int | None = None, max_batch: int | None = None) -> str:
+    """The `ps3 build` that makes a manifest's engines anew, also for GPU `sm`, with as many tokens and frames a run, or as said. name: whose engine it is about."""
+    entry = networks["encode"] if "engine" in networks.get("encode", {}) else networks[name]      # which tells what sizes were asked for
+    engine, largest, precision = entry["engine"], {}, entry["precision"]
     for profile in engine["profiles"]:
         for size, (_, _, most) in profile.items():
-            largest[size] = max(most, largest.get(size, 0))
+            if size != "tokens" or profile.get("past", (0, 0, 0))[2]:       # a look at low resolution has as many as the model says
+                largest[size] = max(most, largest.get(size, 0))
     sms = sorted({*engine["sms"], *([] if sm is None else [sm])})
     if runtime == "tensorrt-rtx" and sm is not None and sm not in RTX_SMS:
         runtime = "tensorrt"        # which builds for the GPU that it is on
     words = ["ps3 build CHECKPOINT_OR_ONNX_PLAN -o engine.plan --runtime", runtime]
     words += ["--sm", *sms] if runtime == "tensorrt-rtx" else []
-    words += ["--precision", entry["precision"]] + (["--calibrate", "FOLDER"] if entry["precision"] in ("int8", "fp8") else [])
+    if sm is not None and not has_arithmetic(precision, sm):
+        precision = "fp16"
+    words += ["--precision", precision] + (["--calibrate", "FOLDER"] if precision in ("int8", "fp8") else [])
     tokens, batch = max_tokens or (largest.get("tokens") if "past" in largest else None), max_batch or largest.get("batch", 1)
     words += ([] if tokens is None else ["--max-tokens", tokens]) + (["--max-batch", batch] if batch > 1 else [])
     return " ".join(map(str, words))

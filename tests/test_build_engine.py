@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +171,8 @@ def test_combinations_that_cannot_be(wanted, says):
 @pytest.mark.parametrize("wanted, says", [
     (dict(runtime="openvino"), "runtime is 'openvino'; one of tensorrt"), (dict(precision="fp64"), "precision is 'fp64'"),
     (dict(max_tokens=0), "max-tokens is 0"), (dict(max_batch=-1), "max-batch is -1"), (dict(workspace_gb=0), "workspace is 0 GB"),
+    (dict(workspace_gb=float("inf")), "workspace is inf GB"), (dict(workspace_gb=float("nan")), "workspace is nan GB"),
+    (dict(runtime="tensorrt", timing_cache=Path(__file__).parent), "timing-cache .*tests is no file"), (dict(runtime="tensorrt", timing_cache=Path("/no/such/cache")), "no file in a folder"),
     (dict(precision="int8"), "int8 without --calibrate.*choose fp16"), (dict(runtime="onnx", precision="fp32", max_tokens=5), "--max-tokens was given"),
     (dict(runtime="onnx", precision="fp32", sms=(86,)), "--sm was given"),
 ])
@@ -183,7 +186,7 @@ def test_the_frame_that_is_measured_on_was_not_calibrated_with(tmp_path):
     for number in range(100):
         (tmp_path / f"{number:03}.jpg").write_bytes(b"")
     frames, measured = calibration_frames(tmp_path)
-    assert measured.name == "099.jpg" and measured not in frames and len(frames) <= MAX_FRAMES and frames[0].name == "000.jpg" and frames[-1].name > "090"
+    assert measured.name == "099.jpg" and measured not in frames and len(set(frames)) == MAX_FRAMES and frames[0].name == "000.jpg" and frames[-1].name > "090"
     with_frames = estimate({"encode": 400_000_000}, options(precision="int8", calibrate=tmp_path)).seconds
     assert with_frames - estimate({"encode": 400_000_000}, options()).seconds > 25 * 60 * len(frames) / 30
     for path in frames + [tmp_path / f"{number:03}.jpg" for number in range(1, 100)]:
@@ -208,15 +211,40 @@ def test_gpus_that_a_release_does_not_know():
         rtx_sms(options(sms=(86, 120)), module)
 
 
-def test_bundles_that_are_no_source(seeded, tmp_path):
+def test_a_release_that_knows_more_gpus_may_build_for_them(seeded, tmp_path, monkeypatch):
+    newer = types.SimpleNamespace(__version__="9.0", ComputeCapability=type("C", (), {"SM86": 0, "SM110": 1}))
+    monkeypatch.setattr("ps3_sdk.export.build_engine.vendor", lambda runtime, where: newer)
+    for sms in ((), (110,)):
+        lines = build_engine(seeded, tmp_path / "x.plan", options(sms=sms), dry_run=True)
+        assert "sm_110 (Jetson Thor)" in lines[0]
+    with pytest.raises(ExportError, match="does not build for sm_120"):
+        build_engine(seeded, tmp_path / "x.plan", options(sms=(120,)), dry_run=True)
+
+
+def test_a_builder_that_says_much_does_not_hang(tmp_path, monkeypatch):
+    from ps3_sdk.export import build_apart
+    from ps3_sdk.export.to_engine import Plan
+    says = "import sys; sys.stderr.write('much noise ' * 40_000); print('half done'); sys.exit(3)"
+    monkeypatch.setattr(build_apart, "module", lambda *words: [sys.executable, "-c", says])
+    lines = []
+    with pytest.raises(ExportError, match=r"builder of encode died \(exit status 3\); .*much noise"):
+        build_apart.build_apart("tensorrt", tmp_path / "x.onnx", Plan("encode", {}, (), (), None), tmp_path, lines.append)
+    assert lines == ["half done"]
+
+
+def test_bundles_that_are_no_source(seeded, tmp_path, monkeypatch):
     build_engine(seeded, tmp_path / "half.plan", options("onnx", precision="fp16"))
     with pytest.raises(ExportError, match="fp16 for onnxruntime; engines are built from float32"):
         build_engine(tmp_path / "half.plan", tmp_path / "x.plan", options("onnx", precision="fp32"))
     (tmp_path / "no.plan").write_bytes(b"nothing")
     with pytest.raises(BundleError):
         build_engine(tmp_path / "no.plan", tmp_path / "x.plan", options("onnx", precision="fp32"))
-    with pytest.raises(ExportError, match="is no folder"):
-        build_engine(seeded, tmp_path / "no" / "x.plan", options("onnx", precision="fp32"))
+    def nothing(*_):
+        raise AssertionError("a place that cannot be written is refused before any work")
+    monkeypatch.setattr("ps3_sdk.export.build_engine.read_network", nothing)
+    for place, says in ((tmp_path / "no" / "x.plan", "is no folder"), (tmp_path, "is a folder; the engine is one file"), (Path("/proc/x.plan"), "/proc cannot be written to")):
+        with pytest.raises(ExportError, match=says):
+            build_engine(seeded, place, options("onnx", precision="fp32"))
     assert sorted(os.listdir(tmp_path)) == ["half.plan", "no.plan"], "nothing half-written is left behind"
 
 

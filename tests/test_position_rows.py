@@ -77,6 +77,7 @@ BAD = {
     "crop": (dict(crop=True), "crop of a 4x4 table to 8x8; needs n <= grid"),
     "residual_size": (dict(residual=table(7, 8)), "residual holds 392 values; 8x8 rows of 8 need 512"),
     "residual_dtype": (dict(residual=table(8, 8).astype(np.float64)), "residual is float64; needs float32"),
+    "residual_byte_order": (dict(residual=table(8, 8).astype(">f2")), "residual is >f2; needs float32"),
     "residual_order": (dict(residual=np.asfortranarray(table(8, 8).astype(np.float16))), "in C order"),
 }
 

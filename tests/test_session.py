@@ -160,6 +160,7 @@ def test_a_frame_of_one_pixel_is_answered(session):
 
 @pytest.mark.parametrize("vector, says", [
     (np.full(48, np.nan, np.float32), "48 NaN"), (np.zeros(7, np.float32), r"\(7,\)"), (np.zeros(48, np.int64), "int64"), ("text", "<U4"),
+    (np.full(48, 1e20, np.float32), r"reaches 1e\+20; numbers of at most 1e\+15.*scale it to length 1"),
 ])
 def test_bad_prompt_embeddings_are_refused(session, photo, vector, says):
     assert session.geometry["width"] == 48, "the seeded encoder's width is written into this test"
@@ -170,6 +171,22 @@ def test_bad_prompt_embeddings_are_refused(session, photo, vector, says):
 def test_a_prompt_embedding_replaces_the_text(session, photo):
     vector = session.encode_prompt("a boat").vector
     assert np.array_equal(session.encode(photo, prompt_embedding=vector, tokens=8).prob, session.encode(photo, "a boat", tokens=8).prob)
+
+
+def test_numbers_of_numpy_are_numbers(session, photo):
+    one, other = (session.ask(photo, "a boat", tokens=tokens, scales=scales) for tokens, scales in ((8, 2), (np.int64(8), np.int32(2))))
+    assert {px: ids.tolist() for px, ids in one.picked.items()} == {px: ids.tolist() for px, ids in other.picked.items()}
+
+
+@pytest.mark.parametrize("texts", [5, None, [], ["a", ""], [7]])
+def test_texts_that_are_none_are_refused(session, texts):
+    with pytest.raises(errors.InputError, match="texts is"):
+        session.encode_text(texts)
+
+
+def test_what_is_told_pieces_of_text_is_a_function(session, photo):
+    with pytest.raises(errors.InputError, match="on_text is int"):
+        session.ask(photo, "a boat", on_text=5)
 
 
 @pytest.mark.parametrize("prompt", [7, None, b"a boat", ["a boat"]])
@@ -206,7 +223,22 @@ def test_a_closed_session_says_so(seeded, photo):
             call()
 
 
-@pytest.mark.parametrize("threads", [-1, 1.5, True])
+def test_a_session_that_is_closed_while_it_is_asked_says_so(seeded, photo, monkeypatch):
+    for stage in ("score", "gather_many", "encode_high_many"):
+        session = ps3_sdk.Session(seeded)
+        look, work = session.look(photo), getattr(session, stage)
+
+        def close_under(*arguments, stage=work, session=session, **options):
+            session.close()
+            return stage(*arguments, **options)
+        monkeypatch.setattr(session, stage, close_under)
+        with pytest.raises(errors.ClosedError, match="closed; open a new one"):
+            look.ask("a boat", tokens=8)
+    with ps3_sdk.Session(seeded) as session, pytest.raises(ZeroDivisionError), session.running():
+        1 / 0
+
+
+@pytest.mark.parametrize("threads", [-1, 1.5, True, 10_000])
 def test_bad_thread_counts_are_refused(threads):
     with pytest.raises(errors.InputError, match="threads"):
         ps3_sdk.Session(threads=threads)

@@ -229,6 +229,25 @@ def rows(session, patches, positions):
     return np.zeros((patches, 3 * session.patch_px ** 2), np.float32), np.zeros((positions, session.geometry["width"]), np.float32)
 
 
+def test_keys_and_values_from_the_host_are_those_on_the_device(session, photo):
+    look, (patches, positions) = session.look(photo), rows(session, 6, 6)
+    patches[:] = np.random.default_rng(0).normal(size=patches.shape)
+    stayed = session.encode_high(patches, positions, look.kv)
+    copied = session.encode_high(patches, positions, {name: np.asarray(values) for name, values in look.kv.items()})
+    assert np.abs(stayed).max() > 0
+    np.testing.assert_array_equal(stayed, copied)
+
+
+def test_bfloat16_from_the_host_is_rounded_not_reinterpreted():
+    from ps3_sdk.runtimes.device_memory import host_array
+    values = np.array([1.0, -2.5, 1 + 2 ** -8, 1 + 3 * 2 ** -8, np.inf, -np.inf, np.nan, 3.0e38, 0.0], np.float32)
+    bits = host_array(values, "bfloat16")
+    back = (bits.astype(np.uint32) << 16).view(np.float32)
+    assert bits.dtype == np.uint16 and np.array_equal(host_array(bits, "bfloat16"), bits)
+    np.testing.assert_array_equal(back[[0, 1, 2, 3, 4, 5, 6, 8]], np.array([1, -2.5, 1, 1 + 2 ** -6, np.inf, -np.inf, np.nan, 0], np.float32))
+    assert back[7] == pytest.approx(3.0e38, rel=2 ** -8)
+
+
 def test_more_tokens_than_the_profile(session, photo):
     with pytest.raises(InputError, match=r"tokens 1\.\.2559.*ps3 build .*--max-tokens 2600"):
         session.encode_high(*rows(session, 2600, 2600), session.look(photo).kv)
@@ -256,15 +275,20 @@ def command_in(text):
     return options
 
 
-@pytest.mark.parametrize("runtime, sm, precision", [("tensorrt", 87, "fp16"), ("tensorrt-rtx", 120, "fp16"), ("tensorrt-rtx", 87, "fp16"), ("tensorrt-rtx", 90, "int8")])
+@pytest.mark.parametrize("runtime, sm, precision", [("tensorrt", 87, "fp16"), ("tensorrt-rtx", 120, "fp16"), ("tensorrt-rtx", 87, "fp16"), ("tensorrt-rtx", 90, "int8"),
+                                                    ("tensorrt-rtx", 75, "bf16"), ("tensorrt", 87, "fp8"), ("tensorrt", 72, "bf16")])
 def test_the_rebuild_that_a_refusal_names_is_one_that_is_taken(tmp_path, runtime, sm, precision):
     from ps3_sdk.runtimes.trt_vendor import rebuild_command
     (tmp_path / "a.jpg").write_bytes(b"")
     entry = {"precision": precision, "engine": {"sms": [86, 89], "profiles": [{"batch": [1, 1, 2], "tokens": [729] * 3, "past": [0] * 3}, {"batch": [1, 1, 2], "tokens": [1, 1, 800], "past": [729] * 3}]}}
-    options = command_in(rebuild_command(runtime, entry, sm).replace("FOLDER", str(tmp_path)))
-    assert (options.precision, options.max_tokens, options.max_batch) == (precision, 800, 2)
-    assert options.runtime == ("tensorrt-rtx" if sm == 120 else "tensorrt") and options.sms == ((86, 89, 120) if sm == 120 else ())
-    assert command_in(rebuild_command(runtime, entry, sm, max_batch=5).replace("FOLDER", str(tmp_path))).max_batch == 5
+    networks = {"encode": entry, "encode_prompt": {"precision": precision, "engine": {"sms": [86, 89], "profiles": [{"batch": [1, 1, 32]}]}}}
+    for name in networks:
+        options = command_in(rebuild_command(runtime, networks, name, sm).replace("FOLDER", str(tmp_path)))
+        assert (options.precision, options.max_tokens, options.max_batch) == (precision if sm not in (72, 75) and precision != "fp8" else "fp16", 800, 2)
+        assert options.runtime == ("tensorrt-rtx" if sm in (75, 120) else "tensorrt") and options.sms == {120: (86, 89, 120), 75: (75, 86, 89)}.get(sm, ())
+    assert command_in(rebuild_command(runtime, networks, "encode", sm, max_batch=5).replace("FOLDER", str(tmp_path))).max_batch == 5
+    entry["engine"]["profiles"][1]["tokens"] = [1, 1, 500]      # fewer than a look at low resolution takes
+    assert command_in(rebuild_command(runtime, networks, "encode", sm).replace("FOLDER", str(tmp_path))).max_tokens == 500
 
 
 def test_a_precision_that_this_gpu_lacks_is_refused_before_any_work(seeded, gpu, tmp_path):

@@ -8,6 +8,7 @@ pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
 
 from ps3_sdk import cli
 from ps3_sdk.bundle import Bundle
+from ps3_sdk.decode import TokenEmbedding
 from ps3_sdk.errors import BundleError, RuntimeFailedError
 from ps3_sdk.export.build_engine import build_engine
 from ps3_sdk.export.engine_options import EngineOptions
@@ -98,6 +99,17 @@ def test_values_of_a_real_frame_are_those_of_an_ask(session, photo):
     for px, ids in encoding.picked.items():
         np.testing.assert_array_equal(found[f"picked_{px}"], ids)
     np.testing.assert_array_equal(found["encode_low.tokens"], encoding.tokens[:encoding.num_low])
+
+
+def test_a_language_model_is_held_to_its_reference_too(tmp_path, monkeypatch):
+    path = tmp_path / "words.plan"
+    build_engine("default", path, EngineOptions("onnx", precision="fp32"))
+    report = verify(path)
+    assert report.errors["decode"] < 1e-4 and "decode" in report.table()
+    embed = TokenEmbedding.__call__
+    monkeypatch.setattr(TokenEmbedding, "__call__", lambda self, ids: 0.5 * embed(self, ids) ** 2)
+    with pytest.raises(RuntimeFailedError, match=r"decode is off by \S+ \(allowed 1e-01\)"):
+        verify(path)
 
 
 def test_the_coarsest_network_decides(plan):

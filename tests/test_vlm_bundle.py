@@ -216,28 +216,33 @@ def test_cancel_max_tokens_and_sampling(session, photo):
     stop.set()
     cancelled = look.ask("What is it?", tokens=8, cancel=stop)
     assert cancelled.text == "" and any("cancelled" in note for note in cancelled.notes)
-    assert any("max tokens" in note for note in look.ask("What is it?", tokens=8, max_tokens=2).notes)
+    cut = look.ask("What is it?", tokens=8, max_tokens=2)
+    assert any("max tokens" in note for note in cut.notes)
+    assert cancelled.confidence is None and cut.confidence is None, "of words that may go on nothing is known"
     drawn = [look.ask("What is it?", tokens=8, max_tokens=8, sampling=ps3_sdk.Sampling(temperature=2.0, seed=seed)).text for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_confidence_is_the_models_probability_of_its_answer(session, photo, monkeypatch):
-    answer = session.ask(photo, "What is it?", tokens=0, max_tokens=3)
     look = session.look(photo)
     ids = session.language.ids([look, "What is it?"])
-    rows = session.language.assemble(ids, [[((look, "low"), look.rows), (object(), look.rows[:1])]])
-    generation = session.language.answer(session.language.read(rows), max_tokens=3)
-    logprobs = [token.logprob for token in generation]
+    read = session.language.read(session.language.assemble(ids, [[((look, "low"), look.rows), (object(), look.rows[:1])]]))
+    said = list(session.language.answer(read, max_tokens=9))
+    last = next(n for n in range(1, 9) if said[n].id not in [token.id for token in said[:n]])       # a token that ends the answer from now on
+    monkeypatch.setattr(session.language, "stop_ids", frozenset({said[last].id}))
+    logprobs, generation = [token.logprob for token in said[:last + 1]], session.language.answer(read)
+    assert len(list(generation)) == last and generation.stopped == "stop id"
+    answer = session.ask(photo, "What is it?", tokens=0)
     assert answer.found and abs(answer.confidence - np.exp(sum(logprobs))) < 1e-4 and abs(generation.logprob - sum(logprobs)) < 1e-9
     assert answer.to_dict()["confidence"] is not None and "confidence" in str(answer)
     weights = {"bias": 0.3, "text": 0.6, "place": 1.2}
     monkeypatch.setitem(session.language.spec, "confidence", weights)
-    sure = session.ask(photo, "What is it?", tokens=0, max_tokens=3)
+    sure = session.ask(photo, "What is it?", tokens=0)
     assert sure.confidence == pytest.approx(calibrated(answer.confidence, float(answer.prob.max()), weights))
-    elsewhere = session.ask(photo, "What is it?", tokens=0, max_tokens=3, selection="bottom_up")    # it was measured where a model looks by itself
+    elsewhere = session.ask(photo, "What is it?", tokens=0, selection="bottom_up")    # it was measured where a model looks by itself
     assert elsewhere.confidence == pytest.approx(answer.confidence, abs=1e-4)
     monkeypatch.setitem(session.language.spec, "not_seen", answer.text)
-    missing = session.ask(photo, "What is it?", tokens=0, max_tokens=3)
+    missing = session.ask(photo, "What is it?", tokens=0)
     assert not missing.found and abs(missing.confidence - (1 - answer.confidence)) < 1e-6
 
 
@@ -253,9 +258,29 @@ def test_a_prompt_longer_than_the_context_is_refused(session, photo):
         session.ask(photo, "word " * 40_000, tokens=8)
 
 
-def test_choices_need_a_text_tower(session, photo):
-    with pytest.raises(InputError, match="choices"):
-        session.ask(photo, "which?", choices=["a", "b"], tokens=8)
+def test_what_needs_a_text_tower_is_refused_before_any_look(session, photo, monkeypatch):
+    look = session.look(photo)
+    monkeypatch.setattr(session, "encode_high_many", None)
+    for call in (lambda: look.ask("which?", choices=["a", "b"]), lambda: look.ask_many(["which?"], choices=["a", "b"]), lambda: session.encode_text("a")):
+        with pytest.raises(InputError, match="vision-language bundle without a text tower.*PS3 encoder"):
+            call()
+
+
+def test_more_rows_than_the_context_holds_are_refused_before_patches_are_encoded(session, photo, monkeypatch):
+    look, encoded = session.look(photo), []
+    monkeypatch.setattr(session, "encode_high_many", lambda *_, **__: encoded.append(1))
+    monkeypatch.setitem(session.language.spec, "context_length", 300)
+    for ask in (lambda: look.ask("which?", rule="blocks", looks="all"), lambda: look.ask_many(["which?"], rule="blocks", looks="all")):
+        with pytest.raises(InputError, match=r"the model's context holds 300.*fewer tokens="):
+            ask()
+    assert not encoded
+
+
+def test_too_few_patches_for_a_block_are_said(session, photo):
+    for tokens, says in ((1, "1 patches were asked for, too few"), (2, "no whole block"), (0, None)):
+        answer = session.ask(photo, "which?", tokens=tokens, rule="blocks", max_tokens=1)
+        notes = [note for note in answer.notes if "looked at" in note]
+        assert not sum(map(len, answer.picked.values())) and ([says in note for note in notes] == [True] if says else not notes), (tokens, notes)
 
 
 def test_the_data_sheet_names_every_network(session):

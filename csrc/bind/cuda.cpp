@@ -35,6 +35,10 @@ class CudaOps {
   CudaOps(std::uintptr_t stream, int device) : stream_(reinterpret_cast<void*>(stream)) {
     raise_if_failed(check_cuda());
     device_ = device < 0 ? ops::current_device() : device;
+    const Current current(device_);
+    if (ops::current_device() != device_) {
+      raise(Code::kInvalidArgument, "[cuda] device " + std::to_string(device) + "; CUDA cannot use a GPU of that number here. Check nvidia-smi.");
+    }
   }
 
   DeviceArray empty(const std::vector<py::ssize_t>& shape, const std::string& dtype) const {
@@ -317,7 +321,8 @@ void add_cuda(py::module_& module) {
       .def("synchronize", &CudaOps::synchronize, "Waits for the stream's work. Raises RuntimeFailedError: some of it failed.")
       .def("gather", &CudaOps::gather, py::arg("frame"), py::arg("base_px"), py::arg("parts"), py::arg("mean"), py::arg("std"), py::arg("dtype") = "float32",
            "Patches of several scales in one launch -> list of DeviceArray (K, 3*patch*patch). parts: (size_px, patch_px, ids, out or None) each; ids int32\n"
-           "of the GPU, or numpy (copied); dtype float32 or float16 of new outs. A frame in pageable host memory is copied first, others are read in place.\n"
+           "of the GPU, or numpy (copied); dtype float32 or float16 of new outs. A frame in pageable host memory is copied first, others are read in place:\n"
+           "where one was written on another stream than the default one, order_after(that stream) first.\n"
            "A patch whose id is out of range is NaN.")
       .def("score", &CudaOps::score, py::arg("features"), py::arg("view_features"), py::arg("prompt"), py::arg("view_weight"), py::arg("view_bias"),
            py::arg("out") = none, "-> prob f32 (g, g), as score() of this module.")

@@ -102,7 +102,7 @@ py::array position_array(const py::object& table, int g, int n, const py::object
   PositionTable view{span<float>(values), g, static_cast<int>(values.shape(1)), {}, {}, crop};
   py::array more;
   if (!residual.is_none()) {
-    const bool is_half = py::isinstance<py::array>(residual) && py::reinterpret_borrow<py::array>(residual).dtype().char_() == 'e';
+    const bool is_half = py::isinstance<py::array>(residual) && py::reinterpret_borrow<py::array>(residual).dtype().equal(py::dtype("=f2"));
     more = is_half ? py::reinterpret_borrow<py::array>(residual) : array_of<float>(residual, "position_rows", "residual", 2);
     if (more.ndim() != 2 || !(more.flags() & py::array::c_style)) {
       raise(Code::kInvalidArgument, "[position_rows] residual has shape " + std::string(py::str(residual.attr("shape"))) +

@@ -24,11 +24,11 @@ Status check_plane(const FrameView& frame, int which, int rows, long row_bytes) 
                      "[frame] %s plane %d has row stride %ld; needs at least %ld, the bytes of a row. Pass a copy in row order.",
                      name, which, static_cast<long>(plane.stride_bytes), row_bytes);
   }
-  const unsigned long needed = static_cast<unsigned long>(plane.stride_bytes) * (rows - 1) + row_bytes;
-  if (plane.size_bytes < needed) {
+  const std::size_t last = static_cast<std::size_t>(row_bytes), stride = static_cast<std::size_t>(plane.stride_bytes);
+  if (plane.size_bytes < last || (plane.size_bytes - last) / stride < static_cast<std::size_t>(rows - 1)) {  // a product could wrap
     return ops::fail(Code::kInvalidArgument,
-                     "[frame] %s plane %d holds %lu bytes; %d rows at stride %ld need %lu. Pass the whole plane.", name, which,
-                     static_cast<unsigned long>(plane.size_bytes), rows, static_cast<long>(plane.stride_bytes), needed);
+                     "[frame] %s plane %d holds %lu bytes; %d rows of %ld bytes at stride %ld need more. Pass the whole plane.", name, which,
+                     static_cast<unsigned long>(plane.size_bytes), rows, row_bytes, static_cast<long>(plane.stride_bytes));
   }
   return {};
 }

@@ -1,6 +1,10 @@
 // Runs items 0..num_items-1 on a few threads that live as long as the call. Which thread runs an item never changes a result.
 #pragma once
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <system_error>
@@ -11,9 +15,17 @@
 
 namespace ps3::ops {
 
+/// Cores that this thread may use: a container or taskset may leave fewer than the machine has.
+inline int num_cores() {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return std::max(1, CPU_COUNT(&allowed));
+#endif
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
 inline int num_workers(Cpu cpu, long num_items, long items_per_worker = 1) {
-  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  const long wanted = cpu.num_threads > 0 ? cpu.num_threads : cores;
+  const long wanted = cpu.num_threads > 0 ? cpu.num_threads : num_cores();
   return static_cast<int>(std::max(1L, std::min(wanted, num_items / std::max(1L, items_per_worker))));
 }
 

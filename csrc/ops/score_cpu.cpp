@@ -29,11 +29,13 @@ PS3_FOR_EACH_ISA(cosines, (const float* rows, long num_rows, int width, const fl
 PS3_FOR_EACH_ISA(project, (const float* weight, const float* bias, int rows, int width, const float* prompt, float* out),
                  (weight, bias, rows, width, prompt, out), project_loop)
 
+constexpr float kLargest = 1e15f;  // whose square, summed over a vector, is still a float
+
 /// The kernels cannot refuse what they would have to read first; here a prompt that is no number is named.
 Status check_prompt(Span<const float> prompt) {
   for (std::size_t i = 0; i < prompt.size(); ++i) {
-    if (!std::isfinite(prompt[i])) {
-      return ops::fail(Code::kInvalidArgument, "[score] prompt[%zu] is %g; needs finite numbers. Check what made the prompt vector.", i,
+    if (!(std::fabs(prompt[i]) <= kLargest)) {
+      return ops::fail(Code::kInvalidArgument, "[score] prompt[%zu] is %g; needs numbers of at most 1e15. Check what made the prompt vector, or scale it.", i,
                        static_cast<double>(prompt[i]));
     }
   }

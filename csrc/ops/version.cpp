@@ -13,7 +13,7 @@ BuildInfo build_info() noexcept {
 #else
   const char* const compiler = "GCC " __VERSION__;
 #endif
-  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const int cores = ops::num_cores();
 #if defined(PS3_CUDA_ARCHS)
   return {compiler, true, PS3_CUDA_ARCHS, PS3_CUDA_RUNTIME, ops::isa_name(ops::isa()), cores};
 #else

@@ -65,7 +65,7 @@ typedef struct ps3_score_view {
 /* "0.1.0" */
 const char* ps3_version(void);
 
-/* out: num_ids * 3 * patch_px * patch_px floats. num_threads 0: all cores. */
+/* out: num_ids * 3 * patch_px * patch_px floats. num_threads 0: one per core this process may use. */
 int ps3_gather(const ps3_frame* frame, const ps3_scale* scale, const int32_t* ids, size_t num_ids, const float mean[3],
                const float std[3], float* out, int num_threads, char* message, size_t message_bytes);
 
