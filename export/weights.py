@@ -182,7 +182,7 @@ def locate(path: str | Path, revision: str | None = None) -> tuple[Path, str, st
         return folder, str(path), None
     parts = str(path).split("/")
     if len(parts) != 2 or not all(parts) or str(path).startswith((".", "~")):
-        raise ExportError(f"[weights] {path} is not a folder; a checkpoint folder or a hub id owner/name is needed. Check the path.")
+        raise ExportError(f"[weights] {path} is no file or folder here; an engine.plan, a checkpoint folder or a hub id owner/name is needed. Check the path.")
     return _download(str(path), revision)
 
 

@@ -57,6 +57,8 @@ class Bundle:
         Raises:
             BundleError: missing, not a file, not a bundle, truncated, altered, or against the closed manifest; the text says which.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise BundleError(f"[bundle] {path!r} is no path; the file of an engine.plan is needed. Leave it out for the embedded one.")
         path = Path(path)
         bundle = cls(path, *map_file(path))
         if verify:

@@ -71,6 +71,8 @@ class Frame:
             _same_format(format, carried, source)
             format = carried
         elif isinstance(data, (tuple, list)):
+            if any(getattr(each, "ndim", 2) == 3 and each.shape[-1] in (3, 4) for each in data):
+                raise InputError(f"[frame] got a {type(data).__name__} of {len(data)} frames; one frame is needed here. Ask about several with ask_frames() or look_many().")
             return cls._of_planes(data, format, matrix, bool(full_range))
         array = _host_array(data) if array is None else array
         _check_array(array, "array")

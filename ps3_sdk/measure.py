@@ -58,6 +58,9 @@ def doctor() -> tuple[list[str], bool]:
         missing = [package for package in packages if _version(package) is None]
         state = f"not installed ({', '.join(missing)}): pip install 'ps3_sdk[{extra}]'" if missing else ", ".join(f"{p} {_version(p)}" for p in packages)
         lines.append(f"{'[' + extra + ']':<12}{state}")
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        lines.append("onnxruntime for CPUs and for GPUs lie in one folder, and the one installed last is used. For GPUs: "
+                     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu")
     try:
         with Session() as session:
             answer = session.ask(np.zeros((378, 378, 3), np.uint8), "a sign", tokens=16)

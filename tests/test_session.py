@@ -189,6 +189,11 @@ def test_what_is_told_pieces_of_text_is_a_function(session, photo):
         session.ask(photo, "a boat", on_text=5)
 
 
+def test_what_is_no_path_is_no_bundle():
+    with pytest.raises(errors.BundleError, match="5 is no path"):
+        ps3_sdk.Session(5)
+
+
 @pytest.mark.parametrize("prompt", [7, None, b"a boat", ["a boat"]])
 def test_prompts_that_are_no_text_are_refused(session, photo, prompt):
     with pytest.raises(errors.InputError, match="must be a str"):

@@ -131,6 +131,14 @@ def test_training_on_from_a_folder_is_its_last_stage_alone(tmp_path, capsys):
     assert cli.main(["train", str(tmp_path), "--begin", str(tmp_path / "none")]) == 1 and "no config.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [("--device", "tpu"), ("--frames", "-3"), ("--share", "0"), ("--share", "nan"), ("--processes", "0")])
+def test_a_recipe_of_nothing_is_refused_before_any_step(tmp_path, capsys, wrong):
+    from ps3_sdk import cli
+    assert cli.main(["train", str(tmp_path / "run"), "--dry-run", *wrong]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("ps3: [train] ") and " ".join(wrong) in said and "python -m" not in said
+
+
 def test_a_step_that_fails_ends_the_recipe_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     from ps3_sdk import cli
     from ps3_sdk.training import recipe

@@ -58,6 +58,9 @@ def train(options: argparse.Namespace) -> None:
     """Raises InputError: a checkpoint folder to begin with that is none; RuntimeFailedError: a step failed, and how to go on."""
     if options.begin is not None and not (Path(options.begin) / "config.json").exists():
         raise InputError(f"[train] {options.begin} has no config.json; --begin takes a checkpoint folder, such as training/model of the sources.")
+    if options.device not in ("cpu", "cuda") or options.frames < 1 or not 0 < options.share < 1e6 or options.processes is not None and options.processes < 1:
+        raise InputError(f"[train] --device {options.device}, --frames {options.frames}, --share {options.share:g}, --processes {options.processes}; cpu or cuda, at least one frame, "
+                         "a share above 0 and at least one process are needed.")
     start = time.perf_counter()
     for name, *arguments in commands(options):
         print(f"{(time.perf_counter() - start) / 60:6.1f} min  python -m {name} {' '.join(arguments)}", file=sys.stderr, flush=True)
