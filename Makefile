@@ -7,7 +7,7 @@ PIP := $(VENV)/bin/pip install -q --disable-pip-version-check
 
 .PHONY: demo test peer clean
 demo: $(VENV)/demo
-	$(VENV)/bin/ps3 ask examples/frames/panel_4k.jpg "what is written on the purple search field?" --overlay panel_seen.jpg
+	$(VENV)/bin/ps3 ask examples/frames/panel_4k.jpg "what is the word on the purple bar chart?" --overlay panel_seen.jpg
 
 test: $(VENV)/test
 	$(VENV)/bin/pytest -q tests

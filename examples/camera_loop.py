@@ -59,7 +59,7 @@ with ps3_sdk.Session() as session:
     while time.perf_counter() < end:
         (luma, chroma), taken_at = camera.newest()
         frame = ps3_sdk.Frame.of((luma, chroma), format="NV12", matrix="bt601", full_range=True)
-        answer = session.ask(frame, "what does the orange progress bar say?", tokens=options.tokens)
+        answer = session.ask(frame, "what is the word on the purple bar chart?", tokens=options.tokens)
         ages_ms.append((time.perf_counter() - taken_at) * 1e3)
         timings += answer.timing
         if timings.num_runs == 1:

@@ -8,12 +8,12 @@ from pathlib import Path
 import ps3_sdk
 
 frame = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "frames" / "panel_4k.jpg"
-prompt = sys.argv[2] if len(sys.argv) > 2 else "what is written on the purple search field?"
+prompt = sys.argv[2] if len(sys.argv) > 2 else "what is the word on the purple bar chart?"
 
 with ps3_sdk.Session() as session:              # the embedded bundle; Session("engine.plan") opens yours
     look = session.look(frame)                  # the low-res pass, once a frame
     answer = look.ask(prompt)
     print(answer)
-    print(look.ask("what does the orange progress bar say?", tokens=480))      # a second question costs no low-res pass
+    print(look.ask("what is on the blue gauge?"))      # a second question costs no low-res pass; there is no such gauge
     answer.save_overlay("first_answer.jpg")
 print("drawn: first_answer.jpg")
