@@ -1,6 +1,7 @@
 """What an answer says: regions, timings, text, JSON, and the overlay picture."""
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,7 +131,10 @@ def test_text_is_a_short_summary_that_ends_with_the_notes():
     assert 3 <= len(lines) <= 6 and max(map(len, lines)) < 140
     assert lines[0] == "prompt   What does the exit sign say?" and "exit 0.90" in lines[1] and "640x480" in lines[3] and RANDOM in lines[-1]
     bare = str(answer(prompt="", choices=False, notes=(), picked={12: ids(n=6)})).splitlines()
-    assert len(bare) == 4 and "by saliency" in bare[0] and "low-res only" in bare[1]
+    assert len(bare) == 4 and bare[0].endswith("(none)") and "low-res only" in bare[1]
+    assert "(none: by saliency)" in str(answer(prompt="", notes=("empty prompt: patches are picked bottom-up, by saliency",))).splitlines()[0]
+    missing = replace(answer(choices=False), text="not visible", confidence=0.02, found=False)
+    assert "answer   not visible (that it is there after all: 0.02)" in str(missing)
 
 
 def test_the_headline_says_what_where_and_that_weights_are_random():
@@ -207,7 +211,7 @@ def test_the_overlay_leaves_frame_and_answer_as_they_were():
     assert np.array_equal(np.asarray(seen.frame.picture()), before) and seen.to_json() == text
 
 
-@pytest.mark.parametrize("name, says", [("seen.gifv", "known are .jpg"), ("seen", "no suffix"), ("none/seen.png", "cannot be written: No such file"),
+@pytest.mark.parametrize("name, says", [("seen.gifv", "known are .jpg"), ("seen", "no suffix"), ("none/seen.png", "cannot be written: there is no folder"),
                                         ("folder.png", "cannot be written: is a folder")])
 def test_a_place_that_cannot_be_written_is_refused(name, says, tmp_path):
     (tmp_path / "folder.png").mkdir()

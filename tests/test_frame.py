@@ -249,7 +249,7 @@ def test_a_tensor_on_a_device_is_refused_with_the_device_and_the_way():
     (np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (65536, 1), (1, 1)), None, "at most 65535 pixels"),
     (np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (2, 4, 3), (2**31, 3, 1)), None, "at most 2147483648 bytes"),
     ((GRAY,), None, "a tuple of 1"),
-    ([RGB, RGB], "RGB", "only NV12 comes as two planes"),
+    ([RGB, RGB], "RGB", "a list of 2 frames; one frame.*ask_frames"), ([GRAY, GRAY, GRAY], None, "only NV12 comes as two planes"),
     ((GRAY, GRAY), None, "NV12 planes"),
     ((GRAY[:7], GRAY[:3]), None, "h and w even"),
     ((GRAY.astype(float), GRAY[:4]), None, "Y plane is float64"),
