@@ -77,7 +77,7 @@ def test_failures_say_what_to_do(device, seeded, photo, monkeypatch, said, words
 
 @pytest.mark.skipif(HAS_GPU, reason="this ONNX Runtime has the CUDA provider")
 def test_without_the_provider_the_message_says_what_to_install(seeded):
-    with pytest.raises(RuntimeMissingError, match=r"\[ort_cuda\].*CUDAExecutionProvider is needed.*ps3_sdk\[gpu\]"):
+    with pytest.raises(RuntimeMissingError, match=r"\[ort_cuda\].*CUDAExecutionProvider is needed.*pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"):
         ps3_sdk.Session(seeded, device="cuda")
 
 
