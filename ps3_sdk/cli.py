@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     def bundle_and_threads(sub) -> None:
         sub.add_argument("--bundle", metavar="PLAN", help="engine.plan to use (default: the embedded one)")
         sub.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
-        sub.add_argument("--device", choices=("cpu", "cuda"), help="where ONNX bundles run (default: cpu; cuda needs ps3_sdk[gpu])")
+        sub.add_argument("--device", choices=("cpu", "cuda"), help="where ONNX bundles run (default: cpu; cuda needs onnxruntime-gpu in place of onnxruntime)")
 
     def selection(sub) -> None:
         sub.add_argument("--bottom-up", action="store_true", help="pick patches by saliency, whatever the prompt")

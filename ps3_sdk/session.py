@@ -39,7 +39,7 @@ class Session(Stages):
         bundle: path of an engine.plan; default: the one embedded in the package.
         threads: CPU threads for networks and ops; 0 takes all cores.
         verify: compare every byte with the hashes in the manifest first (about one second for 1.6 GB).
-        device: of ONNX bundles, "cpu" (default) or "cuda", which needs ps3_sdk[gpu]; TensorRT engines run on a GPU anyway. Where networks run on a
+        device: of ONNX bundles, "cpu" (default) or "cuda", which needs onnxruntime-gpu in place of onnxruntime (README); TensorRT engines run on a GPU anyway. Where networks run on a
             GPU, score and gather do so too if the core has kernels (`ops.where` says "cuda"); frames of the GPU are then read in place.
         stream: of networks on a GPU, the CUDA stream to run on, as an integer handle (torch.cuda.Stream().cuda_stream); default: one of its own.
         language_model: of a vision-language bundle, used instead of its own network, which is not loaded then; see language_model.py.
