@@ -148,8 +148,11 @@ def test_looking_around_and_rows_told_how_probable_their_place_is_are_the_refere
         for px, prob in zip(session.geometry["scales_px"][1:], picked.probs):
             assert relative_error(enlarged(encoding.prob, px // session.patch_px), prob.numpy()) <= BOUND
         assert relative_error(told, wanted.rows.numpy()) <= BOUND < relative_error(plain, wanted.rows.numpy())
-        answer, theirs = session.ask(case.folder / "image0.png", question, max_tokens=8), model.generate([seen, question], max_new_tokens=8)
-        assert answer.text == theirs.text.strip() and answer.confidence == pytest.approx(np.exp(theirs.logprob), rel=1e-3)
+        ids = model.generate([seen, question], max_new_tokens=9).ids
+        last = next(n for n in range(1, 9) if ids[n] not in ids[:n])
+        model.chat.stop_ids = session.language.stop_ids = frozenset({ids[last]})     # so that both end there
+        answer, theirs = session.ask(case.folder / "image0.png", question), model.generate([seen, question])
+        assert len(theirs.ids) == last and answer.text == theirs.text.strip() and answer.confidence == pytest.approx(np.exp(theirs.logprob), rel=1e-3)
 
 
 def test_two_frames_give_one_answer_as_the_reference_does(sessions):
