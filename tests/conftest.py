@@ -12,6 +12,11 @@ ROOT = Path(__file__).parent.parent
 PHOTO = ROOT / "examples" / "frames" / "boats_4k.jpg"
 
 
+def lacking(message: str, *words: str) -> list[str]:
+    """Those of the words that a message does not have."""
+    return [word for word in words if word not in message]
+
+
 def why_no_gpu() -> str:
     """What keeps the core's kernels from running here; empty where they run."""
     from ps3_sdk import _core

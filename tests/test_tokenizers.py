@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs ps3_sdk[export]")
 import siglip_tokenizers
 import tiny_models
+from conftest import lacking
 
 from ps3_sdk.errors import ExportError
 from ps3_sdk.export.make_bundle import make_bundle
@@ -96,11 +97,10 @@ def test_a_bundle_with_the_whole_vocabulary_reads_any_text(tmp_path, write, voca
         assert any("the model reads the first 64" in note for note in session.encode_prompt("word " * 300).notes)
 
 
-def refused(tmp_path, *words, given=None, length=LENGTH, **more):
+def refusal(tmp_path, given=None, length=LENGTH, **more) -> str:
     with pytest.raises(ExportError) as caught:
         read_prompt_tokenizer(settings(tmp_path / "ps3", **more), length, given)
-    for word in words:
-        assert word in str(caught.value), caught.value
+    return str(caught.value)
 
 
 def test_what_cannot_be_exported_says_what_to_do(tmp_path, folders):
@@ -108,12 +108,11 @@ def test_what_cannot_be_exported_says_what_to_do(tmp_path, folders):
     only_spiece.mkdir()
     (only_spiece / "spiece.model").write_bytes(b"\n\x05")
     for given in (only_spiece, only_spiece / "tokenizer.json", only_spiece / "spiece.model"):
-        refused(tmp_path, "no tokenizer.json", "T5TokenizerFast.from_pretrained", f"--tokenizer {only_spiece / 'tokenizer.json'}", given=given)
+        assert not lacking(refusal(tmp_path, given=given), "no tokenizer.json", "T5TokenizerFast.from_pretrained", f"--tokenizer {only_spiece / 'tokenizer.json'}")
     files = folders["siglip"] / "tokenizer.json"
-    refused(tmp_path, "context_length 64, the text tower reads 32", given=files, length=32)
-    refused(tmp_path, "language", given=files, language="eng_Latn")
-    refused(tmp_path, "cannot be read", "--tokenizer FILE", given=tmp_path / "nowhere" / "tokenizer.json")
-    refused(tmp_path, "SiglipTokenizer", "Set clean to 'canonicalize'", clean="lower",
-            given=siglip_tokenizers.write_siglip(tmp_path / "slow", tokenizer_class="SiglipTokenizer") / "tokenizer.json")
-    refused(tmp_path, "strip_sep_token", strip_sep_token=True, given=siglip_tokenizers.write_siglip(tmp_path / "sep", sep_token="</s>") / "tokenizer.json")
-    refused(tmp_path, "has no <begin>", given=siglip_tokenizers.write_siglip2(tmp_path / "ends", add_bos_token=True, bos_token="<begin>") / "tokenizer.json")
+    assert not lacking(refusal(tmp_path, given=files, length=32), "context_length 64, the text tower reads 32")
+    assert not lacking(refusal(tmp_path, given=files, language="eng_Latn"), "language")
+    assert not lacking(refusal(tmp_path, given=tmp_path / "nowhere" / "tokenizer.json"), "cannot be read", "--tokenizer FILE")
+    assert not lacking(refusal(tmp_path, clean="lower", given=siglip_tokenizers.write_siglip(tmp_path / "slow", tokenizer_class="SiglipTokenizer") / "tokenizer.json"), "SiglipTokenizer", "Set clean to 'canonicalize'")
+    assert not lacking(refusal(tmp_path, strip_sep_token=True, given=siglip_tokenizers.write_siglip(tmp_path / "sep", sep_token="</s>") / "tokenizer.json"), "strip_sep_token")
+    assert not lacking(refusal(tmp_path, given=siglip_tokenizers.write_siglip2(tmp_path / "ends", add_bos_token=True, bos_token="<begin>") / "tokenizer.json"), "has no <begin>")
