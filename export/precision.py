@@ -15,6 +15,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from ps3_sdk.errors import ExportError
+from ps3_sdk.tensors import from_bfloat16, to_bfloat16
 
 from .graph import Graph, Port, Weight
 
@@ -24,17 +25,6 @@ PRODUCTS = {"MatMul", "Conv"}
 PASSING = {"Reshape", "Transpose", "Slice", "Split", "Concat", "Identity", "Gather", "GatherND"}      # have the type of what they pass on
 KEPT_HALF = ("key_", "value_", "past_key_", "past_value_")      # ports of keys and values
 FP16_MAX = 65504.0
-
-
-def to_bfloat16_bits(array: np.ndarray) -> np.ndarray:
-    """f32 -> uint16, the bits of the nearest bfloat16, ties to even."""
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-
-
-def round_bfloat16(array: np.ndarray) -> np.ndarray:
-    """f32 -> the nearest bfloat16 values, as f32."""
-    return (to_bfloat16_bits(array).astype(np.uint32) << 16).view(np.float32)
 
 
 def typed(graph: Graph, precision: str, twin: bool = False) -> Graph:
@@ -141,8 +131,8 @@ class _Typing:
 
     def _loader(self, weight: Weight) -> Callable[[], np.ndarray]:
         if self.rounded:
-            return lambda: round_bfloat16(weight.load()) if self.narrow == "BF16" else to_float16(weight.load(), weight.name).astype(np.float32)
-        return (lambda: to_bfloat16_bits(weight.load())) if self.stored == "BF16" else lambda: to_float16(weight.load(), weight.name)
+            return lambda: from_bfloat16(to_bfloat16(weight.load())) if self.narrow == "BF16" else to_float16(weight.load(), weight.name).astype(np.float32)
+        return (lambda: to_bfloat16(weight.load())) if self.stored == "BF16" else lambda: to_float16(weight.load(), weight.name)
 
     def _constant(self, tensor, half: bool) -> str:
         if tensor.data_type != TensorProto.FLOAT or not half or self.rounded:
@@ -153,7 +143,7 @@ class _Typing:
         if all(existing.name != name for existing in self.new.constants):
             array = numpy_helper.to_array(tensor)
             made = numpy_helper.from_array(array.astype(np.float16), name) if self.stored == "F16" else \
-                TensorProto(name=name, data_type=TensorProto.BFLOAT16, dims=tensor.dims, raw_data=to_bfloat16_bits(array).tobytes())
+                TensorProto(name=name, data_type=TensorProto.BFLOAT16, dims=tensor.dims, raw_data=to_bfloat16(array).tobytes())
             self.new.constants.append(made)
         return name
 

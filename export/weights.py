@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ps3_sdk.errors import ExportError
+from ps3_sdk.tensors import from_bfloat16
 
 from .reference.config import Ps3Config
 
@@ -155,7 +156,7 @@ class Checkpoint:
 
 def widened(values: np.ndarray) -> np.ndarray:
     """f32 of f32, f16, or bfloat16 given by its bits as uint16: those are the upper half of f32's."""
-    return (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values
+    return from_bfloat16(values) if values.dtype == np.uint16 else values
 
 
 def expected_shapes(config: Ps3Config) -> dict[str, tuple[int, ...]]:

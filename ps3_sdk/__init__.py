@@ -2,8 +2,8 @@
 
     import ps3_sdk
     session = ps3_sdk.Session("engine.plan")            # Session() opens the embedded default
-    answer = session.ask("frame.jpg", "the exit sign")
-    print(answer); answer.save_overlay("seen.jpg")
+    answer = session.ask("frame.jpg", "the exit sign")  # answer.text, answer.confidence, answer.regions
+    answer.save_overlay("seen.jpg")
 """
 from pathlib import Path as _Path
 

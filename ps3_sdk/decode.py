@@ -4,7 +4,7 @@
     seen = decoder.prefill(rows_of_the_frame)                       # once a frame
     asked = decoder.prefill(rows_of_the_question, seen)             # once a question; `seen` is untouched and can be continued again
     for token in decoder.generate(asked, embed, stop_ids={2}, max_tokens=256):
-        print(stream.push(token.id), end="")                        # stream = TextStream(tokenizer), see text_stream.py
+        text += stream.push(token.id)                               # stream = TextStream(tokenizer), see text_stream.py
 
 The network is one that onnxruntime-genai's builder makes (export/llm.py), run by any adapter of runtimes/: inputs inputs_embeds,
 attention_mask and past_key_values.<layer>.key|value, outputs hidden_states, logits of the last row and present.<layer>.key|value.
@@ -21,6 +21,7 @@ import numpy as np
 from .errors import InputError, RuntimeFailedError
 from .kv_cache import KvCache
 from .sampling import Sampling
+from .tensors import from_bfloat16
 from .text_stream import TextStream  # noqa: F401  (part of this module's words)
 
 CHUNK_ROWS = 512        # rows per run of a prefill: attention holds heads x rows x all rows floats at once
@@ -97,8 +98,8 @@ class TokenEmbedding:
         if wrong.size:
             raise InputError(f"[decode] id[{wrong[0]}] is {ids[wrong[0]]}; the vocabulary has ids 0..{len(self.table) - 1}. Use the bundle's own tokenizer.")
         rows = self.table[ids.astype(np.int64)]
-        if rows.dtype.name == "uint16":         # bfloat16 is the upper half of f32
-            rows = (rows.astype(np.uint32) << 16).view(np.float32)
+        if rows.dtype.name == "uint16":
+            rows = from_bfloat16(rows)
         return np.asarray(rows, np.float32)
 
 

@@ -28,6 +28,18 @@ _SCHEMA = {
 }
 
 
+def to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """f32 -> uint16, the bits of the nearest bfloat16, ties to even; a NaN stays one."""
+    array = np.ascontiguousarray(array, np.float32)
+    bits = array.view(np.uint32)
+    return (np.where(np.isnan(array), bits | 0x400000, bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """Bits of bfloat16, uint16 -> the same values, f32: they are its upper half."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 class Tensor(NamedTuple):
     """dtype: safetensors' word | first, end: bytes inside the member."""
     dtype: str

@@ -8,6 +8,7 @@ from typing import Mapping, Sequence
 import numpy as np
 
 from ps3_sdk.errors import ClosedError
+from ps3_sdk.tensors import from_bfloat16, to_bfloat16
 
 from .cuda_driver import OUT_OF_MEMORY, CudaError
 
@@ -136,7 +137,7 @@ class DeviceTensor:
         self.check()
         host = self.network.to_host(self)
         if self.dtype == "bfloat16":
-            host = (host.astype(np.uint32) << 16).view(np.float32)
+            host = from_bfloat16(host)
         return host if dtype is None else host.astype(dtype)
 
 
@@ -146,15 +147,9 @@ def host_dtype(dtype: str) -> np.dtype:
 
 
 def host_array(value, dtype: str) -> np.ndarray:
-    """A C-ordered array of the manifest's dtype; of bfloat16 its bits, rounded to even from any other type of numbers."""
-    if dtype != "bfloat16":
-        return np.ascontiguousarray(value, dtype)
-    array = np.ascontiguousarray(value)
-    if array.dtype == np.uint16:
-        return array
-    bits = array.astype(np.float32).view(np.uint32)
-    rounded = np.where(np.isnan(array), bits | 0x400000, bits + 0x7FFF + (bits >> 16 & 1))      # a NaN stays one
-    return (rounded >> 16).astype(np.uint16)
+    """A C-ordered array of the manifest's dtype; of bfloat16 its bits, which uint16 are already."""
+    array = np.asarray(value)
+    return to_bfloat16(array) if dtype == "bfloat16" and array.dtype != np.uint16 else np.ascontiguousarray(array, host_dtype(dtype))
 
 
 def is_packed(device: Mapping) -> bool:

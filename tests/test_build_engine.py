@@ -20,8 +20,9 @@ from ps3_sdk.export import quantise
 from ps3_sdk.export.build_engine import build_engine
 from ps3_sdk.export.engine_bundle import profiles_of
 from ps3_sdk.export.engine_options import EngineOptions
-from ps3_sdk.export.precision import round_bfloat16, to_bfloat16_bits, to_float16, typed
+from ps3_sdk.export.precision import to_float16, typed
 from ps3_sdk.export.standard_onnx import read_network
+from ps3_sdk.tensors import from_bfloat16, to_bfloat16
 
 try:
     import tensorrt_rtx
@@ -124,8 +125,8 @@ def test_attention_is_whole_and_nothing_superfluous_is_left(bundle):
 def test_roundings_are_the_nearest():
     values = np.array([1.0, 1.00390625, 1.01171875, -3.3e38, 0.0, 1e-40], np.float32)
     torch = pytest.importorskip("torch")
-    np.testing.assert_array_equal(round_bfloat16(values), torch.from_numpy(values).to(torch.bfloat16).float().numpy())
-    assert to_bfloat16_bits(np.float32([1.0]))[0] == 0x3F80
+    np.testing.assert_array_equal(from_bfloat16(to_bfloat16(values)), torch.from_numpy(values).to(torch.bfloat16).float().numpy())
+    assert to_bfloat16(np.float32([1.0]))[0] == 0x3F80
     with pytest.raises(ExportError, match="values up to 7e.04; float16 ends at 65504. Build with --precision bf16"):
         to_float16(np.float32([7e4]), "w")
 
