@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
+from ps3_sdk.atomic import check_place
 from ps3_sdk.bundle import Bundle
 from ps3_sdk.errors import ExportError, RuntimeMissingError
 from ps3_sdk.runtimes.trt_vendor import vendor
@@ -51,8 +52,10 @@ def build_engine(source: str | Path, output: str | Path, options: EngineOptions,
     if dry_run and Path(source).is_dir():
         from .export_checkpoint import vision_networks as of_checkpoint
         return estimate({graph.name: _count(graph) for graph in of_checkpoint(source)}, options).lines(options, options.sms)
+    if not dry_run:
+        check_place(output, "build", ExportError)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=None if dry_run else _folder(output), prefix=".ps3-build-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=None if dry_run else Path(output).resolve().parent, prefix=".ps3-build-")))
         bundle = stack.enter_context(_open(source, folder, options, dry_run, progress))
         names = vision_networks(bundle.manifest)
         graphs = {name: read_network(bundle, name) for name in names}
@@ -94,20 +97,6 @@ def _own_sm(options: EngineOptions, dry_run: bool) -> tuple[int, ...]:
         raise ExportError(f"[build] sm {', '.join(map(str, options.sms))} was asked for; TensorRT builds for the GPU it runs on, here sm_{sm}. Leave --sm out, build on the other "
                           "machine, or use --runtime tensorrt-rtx, which builds for several at once.")
     return (sm,)
-
-
-def _folder(output: str | Path) -> Path:
-    """Where the engine and what is not finished of it will lie. Raises ExportError: it cannot be written there, which is said before hours of work."""
-    parent = Path(output).resolve().parent
-    if not parent.is_dir():
-        raise ExportError(f"[build] {parent} is no folder; the engine is written there. Make it, or choose another place.")
-    if Path(output).is_dir():
-        raise ExportError(f"[build] {output} is a folder; the engine is one file. Name it, as {Path(output) / 'engine.plan'}.")
-    try:
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise ExportError(f"[build] {parent} cannot be written to ({error.strerror or error}); the engine is written there. Choose another place.") from error
-    return parent
 
 
 def _open(source: str | Path, folder: Path, options: EngineOptions, dry_run: bool, progress: Progress) -> Bundle:

@@ -1,7 +1,24 @@
-"""Write a file beside its target, then rename it: a full disk, an error or a stop leaves what was there."""
+"""Write a file beside its target, then rename it: a full disk, an error or a stop leaves what was there. And know before long work whether it can be written."""
 import os
 import secrets
+import tempfile
 from contextlib import contextmanager
+
+from .errors import InputError
+
+
+def check_place(path, where: str, error=InputError) -> None:
+    """Raises `error`, beginning with [where]: a file cannot be written at `path`, for the system says so now or it is a folder."""
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    if os.path.isdir(target):
+        raise error(f"[{where}] {os.fspath(path)} is a folder; what is written is one file. Name it.")
+    if not os.path.isdir(folder):
+        raise error(f"[{where}] {os.fspath(path)} cannot be written: there is no folder {folder}. Make it, or choose another place.")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as failed:
+        raise error(f"[{where}] {os.fspath(path)} cannot be written: {failed.strerror or failed}. Choose a writable folder with room.") from failed
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .atomic import replaced
+from .atomic import check_place, replaced
 from .errors import InputError, Ps3Error, RuntimeMissingError
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130      # argparse itself exits with 2
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true")
 
     from .evaluate import command as evaluation
-    sub = command("eval", evaluation.run, "how often answers are right, on scenes made for it or on questions of your own")
+    sub = command("eval", _eval, "how often answers are right, on scenes made for it or on questions of your own")
     evaluation.add_arguments(sub)
     bundle_and_threads(sub)
 
@@ -160,8 +160,7 @@ def _encode(options) -> None:
             embedding = np.load(options.prompt_embedding, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise InputError(f"[encode] {options.prompt_embedding} cannot be read as a vector: {error}. Write it with numpy.save, float32.") from error
-    if not Path(options.output).absolute().parent.is_dir():
-        raise InputError(f"[encode] {options.output} cannot be written: there is no folder {Path(options.output).absolute().parent}. Make it, or choose another place.")
+    check_place(options.output, "encode")
     with _session(options) as session:
         encoding = session.encode(_frame(options), options.prompt, prompt_embedding=embedding, tokens=options.tokens,
                                   looks="all" if options.all else options.looks, **_selection(options))
@@ -208,6 +207,8 @@ def _build(options) -> None:
 def _verify(options) -> int:
     from .verify import verify
     error = None
+    if options.output:
+        check_place(options.output, "verify")
     try:
         report = verify(options.bundle, threads=options.threads, device=options.device)
     except Ps3Error as failed:
@@ -241,6 +242,14 @@ def _bench(options) -> None:
     with _session(options) as session:
         result = bench(session, options.frame, options.prompt, options.tokens, options.runs)
     print(json.dumps(result) if options.json else result.pop("table"))
+
+
+def _eval(options) -> None:
+    from .evaluate import command
+    figures, note = command.run(options)
+    if note:
+        print(f"ps3: {note}", file=sys.stderr)
+    print(figures)
 
 
 def _doctor(options) -> int:

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 from .answer import choice_text, short
-from .atomic import replaced
+from .atomic import check_place, replaced
 from .errors import InputError
 from .frame import Frame
 
@@ -33,15 +33,14 @@ def save(answer, path, frame=None) -> None:
 
 
 def suffix_of(path) -> str:
-    """The suffix of a picture to write. Raises InputError: none that is known, or no folder of that name."""
+    """The suffix of a picture to write. Raises InputError: none that is known, or it cannot be written there."""
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"[overlay] the place to write to is {type(path).__name__}; a path is needed, as \"seen.png\".")
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if suffix not in SUFFIXES:
         raise InputError(f"[overlay] {os.fspath(path)!r} ends in {suffix or 'no suffix'!r}; known are {' '.join(SUFFIXES)}. "
                          "Name the file accordingly.")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise InputError(f"[overlay] {os.fspath(path)!r} cannot be written: there is no folder {os.path.dirname(os.path.abspath(path))}. Make it, or choose another place.")
+    check_place(path, "overlay")
     return suffix
 
 

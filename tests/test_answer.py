@@ -212,7 +212,7 @@ def test_the_overlay_leaves_frame_and_answer_as_they_were():
 
 
 @pytest.mark.parametrize("name, says", [("seen.gifv", "known are .jpg"), ("seen", "no suffix"), ("none/seen.png", "cannot be written: there is no folder"),
-                                        ("folder.png", "cannot be written: is a folder")])
+                                        ("folder.png", "is a folder; what is written is one file")])
 def test_a_place_that_cannot_be_written_is_refused(name, says, tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(InputError, match=says):

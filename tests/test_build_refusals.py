@@ -103,7 +103,7 @@ def test_bundles_that_are_no_source(seeded, tmp_path, monkeypatch):
     def nothing(*_):
         raise AssertionError("a place that cannot be written is refused before any work")
     monkeypatch.setattr("ps3_sdk.export.build_engine.read_network", nothing)
-    for place, says in ((tmp_path / "no" / "x.plan", "is no folder"), (tmp_path, "is a folder; the engine is one file"), (Path("/proc/x.plan"), "/proc cannot be written to")):
+    for place, says in ((tmp_path / "no" / "x.plan", "there is no folder"), (tmp_path, "is a folder; what is written is one file"), (Path("/proc/x.plan"), "/proc/x.plan cannot be written")):
         with pytest.raises(ExportError, match=says):
             build_engine(seeded, place, options("onnx", precision="fp32"))
     assert sorted(os.listdir(tmp_path)) == ["half.plan", "no.plan"], "nothing half-written is left behind"

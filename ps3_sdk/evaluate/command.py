@@ -28,7 +28,8 @@ def add_arguments(sub) -> None:
     sub.add_argument("-o", "--output", metavar="FOLDER", help="keep results, summary and plots there; the same command continues what was interrupted")
 
 
-def run(options) -> None:
+def run(options) -> tuple[str, str]:
+    """What the command says: the figures, and a note where plots could not be drawn."""
     from ..session import Session
     from .plots import plot
     from .progress import Bar
@@ -40,14 +41,14 @@ def run(options) -> None:
     with Session(options.bundle, threads=options.threads, device=options.device) as session:
         summary = evaluate(session, items, tokens=options.tokens, scales=options.scales, selection=options.selection, max_tokens=options.max_tokens,
                            folder=options.output, open_seconds=time.perf_counter() - start, progress=Bar(sys.stderr))
-    text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
+    note, text = "", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
     if options.output:
         _write(Path(options.output) / "summary.json", text)
         try:
             plot(summary, Path(options.output) / "summary.png")
         except RuntimeMissingError as error:
-            print(f"ps3: {error}", file=sys.stderr)
-    print(text if options.json else table(summary))
+            note = str(error)
+    return text if options.json else table(summary), note
 
 
 def _items(options):
