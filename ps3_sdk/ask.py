@@ -21,6 +21,8 @@ def ask_together(seen: Sequence, prompt: str = "", *, prompt_embedding=None, tok
     A language model reads all frames and gives one text, which every answer carries. Encoders are asked about each frame by itself.
     """
     session = seen[0].session
+    if on_text is not None and not callable(on_text):
+        raise InputError(f"[decode] on_text is {type(on_text).__name__}; a function that takes a piece of text is needed.")
     with session.running():
         choices = _checked(session, choices) if choices is not None else None
         timings = [Timing() for _ in seen]

@@ -118,8 +118,6 @@ class Session(Stages):
         Raises:
             InputError for a frame, prompt or budget that can't be used; ClosedError after close().
         """
-        if on_text is not None and not callable(on_text):
-            raise InputError(f"[decode] on_text is {type(on_text).__name__}; a function that takes a piece of text is needed.")
         return self.look(frame, format=format).ask(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales, choices=choices, rule=rule,
                                                    selection=selection, smooth=smooth, max_tokens=max_tokens, sampling=sampling, cancel=cancel, on_text=on_text)
 

@@ -77,6 +77,7 @@ def test_a_full_disk_leaves_the_old_file(capsys, photo_path, tmp_path, monkeypat
     (["ask", "PHOTO", "a boat", "--tokens", "8", "--overlay", "no/such/folder/x.jpg"], "no/such/folder"),
     (["encode", "PHOTO", "--tokens", "8", "-o", "no/such/folder/x.npz"], "no/such/folder"),
     (["ask", "PHOTO", "a boat", "--tokens", "8", "--overlay", "x.xyz"], "known are"),
+    (["verify", "missing.plan", "-o", "no/such/folder/x.json"], "no/such/folder"),
 ])
 def test_errors_are_one_line_and_exit_1(capsys, photo_path, arguments, says):
     code, out, err = run(capsys, *[photo_path if argument == "PHOTO" else argument for argument in arguments])

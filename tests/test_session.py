@@ -185,8 +185,10 @@ def test_texts_that_are_none_are_refused(session, texts):
 
 
 def test_what_is_told_pieces_of_text_is_a_function(session, photo):
-    with pytest.raises(errors.InputError, match="on_text is int"):
-        session.ask(photo, "a boat", on_text=5)
+    look = session.look(photo)
+    for ask in (lambda: session.ask(photo, "a boat", on_text=5), lambda: look.ask("a boat", on_text=5), lambda: session.ask_frames([look], "a boat", on_text=5)):
+        with pytest.raises(errors.InputError, match="on_text is int"):
+            ask()
 
 
 def test_what_is_no_path_is_no_bundle():

@@ -73,7 +73,7 @@ def shared(stack: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 class WholeAttention(TorchFunctionMode):
-    """Attention in float32. On CPUs the fused one is twice as fast so as products of matrices in bfloat16, and its own backward pass in bfloat16 is slower than either (torch 2.13)."""
+    """Attention in float32. On CPUs the fused one is faster so than products of matrices in bfloat16, and its own backward pass in bfloat16 is slower than either (torch 2.13)."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is not torch.nn.functional.scaled_dot_product_attention:
