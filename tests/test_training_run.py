@@ -29,6 +29,12 @@ def test_training_begins_with_a_checkpoint_folder(folder, tmp_path):
     assert all(torch.equal(a.half().float(), b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
     with pytest.raises(InputError, match="Train stage look first"):
         begin(Looking(other, second), tmp_path, "look")
+    stage, means = Looking(model, first), Looking(other, second)
+    (tmp_path / "look").mkdir()
+    mean = {name: parameter.detach() + 1 for name, parameter in stage.named_parameters()}
+    torch.save({"model": stage.state_dict(), "mean": mean}, tmp_path / "look/state.pt")
+    begin(means, tmp_path, "look")          # the mean of its last steps, as in the checkpoint that it wrote
+    assert all(torch.equal(parameter, mean[name]) for name, parameter in means.named_parameters())
 
 
 def test_a_training_that_goes_on_keeps_the_words_of_its_checkpoint(folder, tmp_path):
