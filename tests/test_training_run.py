@@ -14,7 +14,9 @@ from ps3_sdk.errors import InputError
 from ps3_sdk.training import nano
 from ps3_sdk.training.examples import Cutter
 from ps3_sdk.training.looking import Looking
+from ps3_sdk.training.optimiser import Optimiser
 from ps3_sdk.training.reading import Reader
+from ps3_sdk.training.state import Run
 from test_training import folder     # noqa: F401, a fixture
 
 
@@ -30,11 +32,14 @@ def test_training_begins_with_a_checkpoint_folder(folder, tmp_path):
     with pytest.raises(InputError, match="Train stage look first"):
         begin(Looking(other, second), tmp_path, "look")
     stage, means = Looking(model, first), Looking(other, second)
-    (tmp_path / "look").mkdir()
+    run = Run(tmp_path / "look", stage, Optimiser(stage), mean_over=10)
     mean = {name: parameter.detach() + 1 for name, parameter in stage.named_parameters()}
-    torch.save({"model": stage.state_dict(), "mean": mean}, tmp_path / "look/state.pt")
+    for name, weights in run.mean.weights.items():
+        weights.copy_(mean[name])
+    run.save()
     begin(means, tmp_path, "look")          # the mean of its last steps, as in the checkpoint that it wrote
     assert all(torch.equal(parameter, mean[name]) for name, parameter in means.named_parameters())
+    assert not any(torch.equal(parameter, mean[name]) for name, parameter in stage.named_parameters()), "what is trained is left as it is"
 
 
 def test_a_training_that_goes_on_keeps_the_words_of_its_checkpoint(folder, tmp_path):

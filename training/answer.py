@@ -151,8 +151,7 @@ def begin(module: nn.Module, run: Path, stage: str) -> None:
     if not path.exists():
         raise InputError(f"[training] {path} does not exist. Train stage {stage} first, or pass --begin with another stage of {run} or a checkpoint folder.")
     state = torch.load(path, map_location="cpu", weights_only=True)
-    weights = state["model"] | state.get("mean", {})        # what that stage wrote into RUN/model, too
-    (module.reader if stage == "read" else module).load_state_dict(weights)
+    (module.reader if stage == "read" else module).load_state_dict(state.get("mean", state["model"]))       # what that stage wrote into RUN/model, too
 
 
 class HeldOut:

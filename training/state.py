@@ -38,7 +38,9 @@ class Run:
         self.mean.step()
 
     def save(self) -> None:
-        state = {"model": self.model.state_dict(), "mean": self.mean.weights, "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.spent()}
+        with self.mean.inside():        # under every name, as in model: parts share their weights
+            mean = {name: value.clone() for name, value in self.model.state_dict().items()}
+        state = {"model": self.model.state_dict(), "mean": mean, "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.spent()}
         beside = self.folder / "state.new"
         torch.save(state, beside)
         beside.replace(self.folder / "state.pt")
@@ -59,7 +61,7 @@ class Mean:
     def __init__(self, model: nn.Module, over: float, weights: dict[str, Tensor] | None = None):
         self.over, self._steps = over, 0 if weights is None else round(over)
         self._own = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.weights = {name: own.clone() if weights is None else weights[name].to(own) for name, own in self._own.items()}
+        self.weights = {name: (own if weights is None else weights[name].to(own)).clone() for name, own in self._own.items()}
 
     def step(self) -> None:
         """One more; the mean of the first few is over as many as there are."""
