@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="train for so long, in all sittings, instead of --steps")
     parser.add_argument("--scenes", type=int, default=1, help="answered per step and process, in stage answer")
     parser.add_argument("--looks", type=int, default=1, help="scenes per step and process that are only looked at")
+    parser.add_argument("--small", action="store_true", help="these are drawn at 1920x1080, four times as fast; what is answered is 4K always")
+    parser.add_argument("--questions", type=int, default=MOST_QUESTIONS, help="per use of a scene, at most")
     parser.add_argument("--still", action="store_true", help="the trunk stays as it is: looking alone learns, twice as fast, and no reading is lost")
     parser.add_argument("--windows", type=int, default=24, help="of dense text per step and process")
     parser.add_argument("--spelt", type=int, default=24, help="words of these windows that are spelt")
@@ -80,8 +82,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
     run = Run(options.run / options.stage, looking, optimiser, options.mean_over)
     rng = np.random.default_rng([options.seed, run.step, rank, 0])
     scenes = options.scenes if answering else 0
-    first = run.step * (scenes + options.looks) // options.uses + rank * 1_000_000 + answering * 500_000
-    ring = Ring("train", options.seed, options.ring, options.uses, options.workers, start=first, cutter=cutter, memory=options.workers + 4 if cutter.cuda else None)
+    frames = Frames(options, scenes, run.step, rank, cutter)
     dense = Words(options.pool, [options.seed, run.step, rank, 1], options.windows, options.spelt).batches(options.dense_workers)
     held_out = None if rank else HeldOut(options.pool, cutter)
     sums: dict[str, list] = {}
@@ -105,7 +106,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 slot, answer, slots, right = speller(augmented(normalised(patches), rng), ids, labels, words)
             backward(READING * slot + answer, {"spelt": right.float().mean(), "dense_slot": slot_accuracy(slots, labels)})
             with machine.half(options):
-                examples = ring.next(scenes + options.looks, MOST_QUESTIONS)
+                examples = frames.next()
                 loss, measures = looking(examples, rng, scenes) if scenes else looking.search(examples)
             backward(loss, measures)
             optimiser.step(options.lr * schedule(done, decay_from=options.decay_from, least=options.least))
@@ -128,7 +129,27 @@ def work(options: argparse.Namespace, rank: int) -> None:
                     nano.save(model, options.run / "model", torch.float16)
                     reader.save_head(options.run / "model")
     finally:
-        ring.close()
+        frames.close()
+
+
+class Frames:
+    """The scenes of each step, those to answer first; with --small from a ring of their own, the others from one of smaller frames."""
+
+    def __init__(self, options: argparse.Namespace, scenes: int, step: int, rank: int, cutter: Cutter):
+        counts = {(2160, 3840): scenes, (1080, 1920): options.looks} if options.small else {(2160, 3840): scenes + options.looks}
+        self._questions, self._rings = options.questions, []
+        for n, (frame_px, count) in enumerate(counts.items()):
+            if count:
+                first = step * count // options.uses + rank * 1_000_000 + bool(scenes) * 500_000 + n * 250_000
+                self._rings.append((count, Ring("train", options.seed, options.ring, options.uses, options.workers, frame_px, first, cutter,
+                                                options.workers + 4 if cutter.cuda else None)))
+
+    def next(self) -> list:
+        return [example for count, ring in self._rings for example in ring.next(count, self._questions)]
+
+    def close(self) -> None:
+        for _, ring in self._rings:
+            ring.close()
 
 
 def means(measures: dict[str, list]) -> dict[str, float]:
@@ -160,7 +181,9 @@ class HeldOut:
     def __init__(self, pool: Path, cutter: Cutter):
         from .scenes import Scenes
         scenes, rng = Scenes(split="val", seed=1), np.random.default_rng(7)
-        self.examples = [make_example(scenes[i], rng, MOST_QUESTIONS, cutter) for i in range(NUM_CHECKED)]
+        self.examples = []
+        for scene in (scenes[i] for i in range(NUM_CHECKED)):
+            self.examples.append(make_example(scene, rng, MOST_QUESTIONS, cutter, scenes.captions(np.random.default_rng(11), scene.domain, scene.items)))
         self.words = words_batch(DensePool(pool, "val"), np.random.default_rng(3), 96, 4)
 
     @torch.no_grad()

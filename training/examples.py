@@ -1,7 +1,7 @@
 """Scenes and their questions as the tensors that a training step needs: pixels, places and labels in the grids of the model."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Sequence
 
 import numpy as np
@@ -23,7 +23,8 @@ Part = tuple[int, int, np.ndarray]      # of a frame: side of the scale and of a
 class Example:
     """low: (729, 588) and view: (2916, 2352) f32 normalised, where training runs | asked: per question prompt and answer | where: (q, 729) bool, the places its
     text lies in, none where there is nothing to see | signs: (729,) bool, places of every item's text | slots: (2, 270, 540) uint8, characters and orders of the
-    whole frame | frame: for more patches of it."""
+    whole frame | frame: for more patches of it | captions: per thing words for it and a name that things like it share | boxes: (things, 729) bool, the places
+    that its box covers."""
     low: Tensor
     view: Tensor
     asked: list[tuple[str, str]]
@@ -31,6 +32,8 @@ class Example:
     signs: Tensor
     slots: np.ndarray
     frame: object
+    captions: list[tuple[str, str]] = field(default_factory=list)
+    boxes: Tensor = field(default_factory=lambda: torch.zeros(0, LOW_GRID ** 2, dtype=torch.bool))
 
 
 class Cutter:
@@ -105,12 +108,18 @@ def signs_of(items, size: tuple[int, int]) -> np.ndarray:
     return np.any([np.zeros((LOW_GRID, LOW_GRID), bool), *(places(item.text_box_px, size) for item in items)], axis=0).ravel()
 
 
-def make_example(scene, rng: np.random.Generator, questions: int | None = None, cutter: Cutter = Cutter()) -> Example:
-    """scene: anything with frame, items, questions, such as a Scene. questions: how many of them at most."""
+def boxes_of(items, size: tuple[int, int]) -> np.ndarray:
+    """(items, 729) bool: where each whole thing is."""
+    return np.array([places(item.box_px, size) for item in items], bool).reshape(-1, LOW_GRID ** 2)
+
+
+def make_example(scene, rng: np.random.Generator, questions: int | None = None, cutter: Cutter = Cutter(), captions: Sequence[tuple[str, str]] = ()) -> Example:
+    """scene: anything with frame, items, questions, such as a Scene. questions: how many of them at most. captions: of all its items, or none."""
     size, frame = scene.frame.shape[:2], cutter.frame(scene.frame)
     chosen = [scene.questions[i] for i in rng.permutation(len(scene.questions))][:questions]
     asked, where = asked_of(chosen, scene.items, size)
-    return Example(*cutter.patches(frame, INPUTS), asked, torch.from_numpy(where), torch.from_numpy(signs_of(scene.items, size)), scene_labels(scene.items, size), frame)
+    return Example(*cutter.patches(frame, INPUTS), asked, torch.from_numpy(where), torch.from_numpy(signs_of(scene.items, size)), scene_labels(scene.items, size), frame,
+                   list(captions), torch.from_numpy(boxes_of(scene.items if captions else [], size)))
 
 
 def scene_labels(items, size: tuple[int, int]) -> np.ndarray:

@@ -8,15 +8,16 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 import torch
 
-from .examples import INPUTS, Cutter, Example, asked_of, scene_labels, signs_of
+from .examples import INPUTS, Cutter, Example, asked_of, boxes_of, scene_labels, signs_of
 
 NOTHING = 0.03          # share of frames in which there is nothing to see
 MOST_QUESTIONS = 32     # per use of a scene
+FURTHEST = 0.3          # share of the questions that name the leftmost, rightmost, highest or lowest of a kind where they can: the hardest to look for
 
 
 @dataclass
 class Slot:
-    """A scene that training holds. frame: as a Cutter gives it | signs, slots: see Example | rounds: per use prompts with answers, and where | left: uses |
+    """A scene that training holds. frame: as a Cutter gives it | signs, slots, captions, boxes: see Example | rounds: per use prompts with answers, and where | left: uses |
     number: of the memory it lies in, shared or the GPU's."""
     frame: object
     signs: np.ndarray
@@ -24,6 +25,8 @@ class Slot:
     rounds: list
     left: int
     number: int
+    captions: list
+    boxes: np.ndarray
 
 
 class Ring:
@@ -63,7 +66,8 @@ class Ring:
         for slot in [self._slots[i] for i in chosen]:
             slot.left -= 1
             asked, where = slot.rounds[slot.left % len(slot.rounds)]
-            examples.append(Example(*self.cutter.patches(slot.frame, INPUTS), asked[:questions], torch.from_numpy(where[:questions]), torch.from_numpy(slot.signs), slot.slots, slot.frame))
+            examples.append(Example(*self.cutter.patches(slot.frame, INPUTS), asked[:questions], torch.from_numpy(where[:questions]), torch.from_numpy(slot.signs), slot.slots, slot.frame,
+                                    slot.captions, torch.from_numpy(slot.boxes)))
         return examples
 
     def _take(self) -> None:
@@ -75,9 +79,9 @@ class Ring:
             else:
                 self._empty.append(slot.number)
         while not self._slots or len(self._slots) < self.size and not self._ready.empty():
-            i, signs, slots, rounds = self._ready.get(timeout=600)
+            i, signs, slots, rounds, captions, boxes = self._ready.get(timeout=600)
             number = i if self.cutter.cuda is None else self._empty.pop()
-            self._slots.append(Slot(self.cutter.frame(self._arrays[i], self._copies[number]), signs, slots, rounds, self.uses, number))
+            self._slots.append(Slot(self.cutter.frame(self._arrays[i], self._copies[number]), signs, slots, rounds, self.uses, number, captions, boxes))
             if self.cutter.cuda is not None:
                 self._free.put(i)
 
@@ -110,7 +114,7 @@ def nothing_to_see(rng: np.random.Generator, frame: np.ndarray) -> np.ndarray:
 
 def _questions(scenes, rng, scene) -> list:
     """Four rounds of questions in another order: the same things in other words."""
-    asked = [question for _ in range(4) for question in scenes.ask(rng, scene.domain, scene.items)]
+    asked = [question for _ in range(4) for question in scenes.ask(rng, scene.domain, scene.items, furthest=FURTHEST)]
     different = list({question.prompt: question for question in asked}.values())
     return [different[i] for i in rng.permutation(len(different))][:MOST_QUESTIONS]
 
@@ -125,9 +129,12 @@ def _work(names, free, ready, split, seed, first, stride, frame_px, uses, drawn)
         i = free.get()
         scene, rng = scenes[index], np.random.default_rng([seed, index, 77])
         rounds, items = [_questions(scenes, rng, scene) for _ in range(uses)], scene.items
+        captions = scenes.captions(rng, scene.domain, items)
         if rng.random() < NOTHING:
             scene.frame[:], items = nothing_to_see(rng, scene.frame), []
+            captions = []
             rounds = [[replace(question, answer="", item=None, box_px=None) for question in questions] for questions in rounds]
         np.ndarray((*frame_px, 3), np.uint8, memory[i].buf)[:] = scene.frame
-        ready.put((i, signs_of(items, frame_px), scene_labels(items, frame_px), [asked_of(questions, items, frame_px) for questions in rounds]))
+        ready.put((i, signs_of(items, frame_px), scene_labels(items, frame_px), [asked_of(questions, items, frame_px) for questions in rounds],
+                   captions, boxes_of(items, frame_px)))
         index += stride

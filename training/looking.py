@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 from ps3_sdk.export.reference.trunk import TrunkOutput
 
+from .captions import Captions
 from .examples import LOW_GRID, Example
 from .nano import NOT_SEEN
 from .places import aim
+from .prefix import behind
 from .reading import IGNORED, Reader
 
 CONTRAST = 1.0  # weight of the contrast between places beside the probabilities' own loss
 RIVALS = 1.0    # of the contrast between the texts of a frame: which of them is asked for, when all are found
 SURE = 0.5      # of how sure probabilities are there; what is told to the language model is to be believed
 AIM = 8.0       # of where a prompt says that its places are
+CAPTIONS = 0.3  # of things told by their captions
 
 
 class Found(NamedTuple):
@@ -46,6 +49,7 @@ class Looking(nn.Module):
         super().__init__()
         self.model, self.reader = model, reader
         self.log_temperature = nn.Parameter(torch.tensor(2.5))      # of the contrast between places
+        self.captions = Captions(model.config.vision.trunk.width, model.config.llm.width)
         self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
 
     def positions(self, index: int, ids: Tensor) -> Tensor:
@@ -67,7 +71,7 @@ class Looking(nn.Module):
         return self.looked(losses), {**detached(losses), **measures}
 
     def looked(self, losses: dict[str, Tensor]) -> Tensor:
-        return losses["where"] + RIVALS * losses["rivals"] + SURE * losses["sure"] + AIM * losses["aim"] + 0.3 * losses["prior"]
+        return losses["where"] + RIVALS * losses["rivals"] + SURE * losses["sure"] + AIM * losses["aim"] + 0.3 * losses["prior"] + CAPTIONS * losses["captions"]
 
     def find(self, examples: Sequence[Example]) -> Found:
         """Where is what is asked, and where is anything to read?"""
@@ -82,20 +86,35 @@ class Looking(nn.Module):
         of = torch.repeat_interleave(torch.tensor([len(example.asked) for example in examples])).to(self.device)
         truth = torch.cat([example.where for example in examples]).to(self.device).float()
         signs = torch.stack([example.signs for example in examples]).to(self.device)
-        prompts = self.model.projector.prompt(self.read_prompts(taken(kv, of), questions))
+        prompts = self.model.projector.prompt(self.read_prompts(kv, of, questions))
         prob = self.prob(score, prompts, of)
         losses = {"aim": aim(prompts.float(), truth)}
         losses["where"], measures = self.where(prob, truth)
         losses["rivals"], losses["sure"] = self.among(prob, truth, signs[of])
         losses["prior"], _ = self.where(self.prob(score, vision.prior_prompt.expand(count, -1), torch.arange(count, device=self.device)), signs.float())
+        losses["captions"], measures["told"] = self.tell(seen.hidden[-1], examples)
         return Found(losses, measures, seen, kv, questions, of, prompts, prob, truth)
+
+    def tell(self, features: Tensor, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Loss of the captions of things, and the share of them that are told from others; 0 and NaN where there is none."""
+        captions = [caption for example in examples for caption in example.captions]
+        if not captions:
+            return features.new_zeros(()), features.new_full((), float("nan"))
+        ids = self.model.chat.encode_many([words for words, _ in captions])
+        last = torch.tensor([len(each) - 1 for each in ids], device=self.device)
+        words = self.model.llm(self.embed_padded(ids))[0][torch.arange(len(ids), device=self.device), last]
+        loss, right = self.captions(features, [example.boxes.to(self.device) for example in examples], words, [name for _, name in captions])
+        return loss, right.float().mean()
 
     def embed(self, ids: list[int]) -> Tensor:
         return self.model.llm.embed(torch.tensor(ids, device=self.device))
 
-    def read_prompts(self, kv, questions: list[list[int]]) -> Tensor:
-        """Prompt pass: the last state of each question (q, width), behind the rows of its frame, kv."""
-        out = self.model.llm(self.model.llm.embed(padded(questions, 0, self.device)), kv)[0]
+    def embed_padded(self, lists: list[list[int]]) -> Tensor:
+        return self.model.llm.embed(padded(lists, 0, self.device))
+
+    def read_prompts(self, kv, of: Tensor, questions: list[list[int]]) -> Tensor:
+        """Prompt pass: the last state of each question (q, width), behind the rows of its frame, of: (q,) of kv's."""
+        out = behind(self.model.llm, kv, of, self.embed_padded(questions))
         last = torch.tensor([len(question) - 1 for question in questions], device=self.device)
         return out[torch.arange(len(questions), device=self.device), last]
 

@@ -151,8 +151,7 @@ def _prompts(looking, low: Tensor, prompts) -> Tensor:
     with torch.no_grad():
         tokens = vision.trunk(low[None], _all_positions(vision, 0)[None]).hidden[-1][0]
         _, kv = model.llm(torch.cat([looking.embed(looking.head_ids), model.projector.low(tokens)])[None])
-    kv = [(k.expand(len(prompts), -1, -1, -1), v.expand(len(prompts), -1, -1, -1)) for k, v in kv]
-    return model.projector.prompt(looking.read_prompts(kv, model.chat.encode_many(["\n" + prompt for prompt in prompts])))
+    return model.projector.prompt(looking.read_prompts(kv, torch.zeros(len(prompts), dtype=torch.int64), model.chat.encode_many(["\n" + prompt for prompt in prompts])))
 
 
 @torch.no_grad()

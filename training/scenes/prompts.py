@@ -75,8 +75,8 @@ def noun_phrase(rng, kind, colour: str, place: str = "", most: bool = False, pla
     return " ".join(phrase.split())
 
 
-def describe(rng, k: int, items, kinds, frame_px) -> str | None:
-    """A description that fits items[k] alone, or None."""
+def describe(rng, k: int, items, kinds, frame_px, furthest: float = 0.0) -> str | None:
+    """A description that fits items[k] alone, or None. furthest: share of those that say "leftmost" and the like wherever that is so; training asks for more of them."""
     target = items[k]
     same_kind = [item for j, item in enumerate(items) if j != k and item.kind == target.kind]
     twins = [item for item in same_kind if item.colour == target.colour]
@@ -88,6 +88,8 @@ def describe(rng, k: int, items, kinds, frame_px) -> str | None:
         options += [(colour, place, True) for place in extremes_of(target, rivals, frame_px)]
     if not options:
         return None
+    if furthest and rng.random() < furthest:
+        options = [option for option in options if option[2]] or options
     colour, place, most = options[rng.integers(len(options))]
     return noun_phrase(rng, kinds[target.kind], colour, place, most)
 
@@ -100,11 +102,11 @@ def word_prompt(rng, split: str, description: str, kind, value_type: str) -> str
     return prompt if len(prompt.split()) <= MAX_WORDS else f"read the {description}"
 
 
-def ask_all(rng, split, items, kinds, frame_px, most: int) -> list[Question]:
-    """One question each about up to `most` items that can be told apart, in random order."""
+def ask_all(rng, split, items, kinds, frame_px, most: int, furthest: float = 0.0) -> list[Question]:
+    """One question each about up to `most` items that can be told apart, in random order. furthest: see describe."""
     questions = []
     for k in rng.permutation(len(items)):
-        description = describe(rng, k, items, kinds, frame_px)
+        description = describe(rng, k, items, kinds, frame_px, furthest)
         if description and len(questions) < most:
             prompt = word_prompt(rng, split, description, kinds[items[k].kind], items[k].value)
             questions.append(Question(prompt, items[k].text, int(k), items[k].box_px, "value", items[k].cap_px))

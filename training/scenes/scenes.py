@@ -11,7 +11,7 @@ from .draw import bend, lay, random_look, weather
 from .fonts import load_faces
 from .kinds import DOMAINS, KINDS, kinds_of
 from .places import PLACES
-from .prompts import TEMPLATES, Question, ask_absent, ask_all
+from .prompts import TEMPLATES, Question, ask_absent, ask_all, noun_phrase
 from .settings import prepare
 from .splits import SPLITS, check_split
 from .words import load_words, make_value
@@ -109,15 +109,20 @@ class Scenes:
             lay(frame, cut.picture, left, top)
         return Scene(frame, domain, items, questions)
 
-    def ask(self, rng, domain: str, items: list[Item], most: int = 9) -> list[Question]:
-        """Questions about up to `most` of the things in a frame of `domain`, and one or two about what is not there."""
+    def ask(self, rng, domain: str, items: list[Item], most: int = 9, furthest: float = 0.0) -> list[Question]:
+        """Questions about up to `most` of the things in a frame of `domain`, and one or two about what is not there. furthest: see prompts.describe."""
         local = {kind.name: kind for kind in kinds_of(domain)}
-        questions, absent = ask_all(rng, self.split, items, local, self.frame_px, most), {}
+        questions, absent = ask_all(rng, self.split, items, local, self.frame_px, most, furthest), {}
         while len(absent) < 1 or (len(absent) < 2 and rng.random() < 0.5):
             question = ask_absent(rng, self.split, items, local, self.frame_px)
             if question:
                 absent[question.prompt] = question
         return questions + list(absent.values())
+
+    def captions(self, rng, domain: str, items: list[Item]) -> list[tuple[str, str]]:
+        """What a low-res view shows of each thing, in words, and a name for it that others of its kind and colour have, too."""
+        local = {kind.name: kind for kind in kinds_of(domain)}
+        return [(noun_phrase(rng, local[item.kind], item.colour), f"{item.colour} {item.kind}") for item in items]
 
     def _choose_things(self, rng, domain):
         """[(kind, colour, text, value type)]: two or three kinds, several of each, all texts different"""
