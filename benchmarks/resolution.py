@@ -7,7 +7,8 @@ kept in --work as it comes and an interrupted run continues there. Figures (--on
   all        all patches of all scales up to a resolution are encoded; where the language model's context cannot hold their rows, those of
              the most probable patches are read ("rows" says how many)
   constant   one number of patches, of scales up to a resolution
-  patches    number of patches at the full resolution, picked top-down, bottom-up (the prior's map) and at random
+  patches    number of patches at the full resolution, picked top-down, bottom-up (the prior's map) and at random. A bundle that looks around the most
+             probable place spends more than its default top-down as an ask does, in one place after another until it finds what is asked
   tiles      AnyRes and S2 over the same trunk; ways_to_look.py says what is done. Their number of patches are among those of `patches`
   reader     the model shown every patch of the target's places up to a scale: the lowest scale from which on it is right is the question's
              minimum recognisable resolution. The text's box is given, nothing is selected
@@ -42,7 +43,7 @@ import ways_to_look as ways
 FIGURES = ("all", "constant", "patches", "tiles", "reader")
 TILES = ((1, 2), (2, 2), (2, 3), (3, 4))
 PATCHES = (128, 256, 512, 1024, 1458, 2048, 2916, 4374, 8748, 14580)       # 729 a tile: 2, 4, 6 and 12 of AnyRes are among these, 4 and 20 of S2
-FORMAT = 2
+FORMAT = 3
 
 
 def points(session, options) -> list[dict]:
@@ -75,10 +76,7 @@ def see(session, look, item, pixels, point, options) -> ways.Seen:
     if scales == 0:
         return ways.Seen([], 0)
     room = ways.room_for(session, look, item.prompt, options.max_tokens)
-    if figure == "all":
-        budget = session.budget(looks="all", scales=scales)
-    else:
-        budget = session.budget(tokens=point.get("number", options.constant), scales=scales)
+    budget = session.budget(looks="all", scales=scales) if figure == "all" else budget_of(session, point, options)
     prob, asked, read = ways.top_down(session, look, item.prompt)
     if series == "random":
         prob = ways.at_random(session, look, int(digest(item.key, str(options.seed)), 16) % 2**32)
@@ -87,11 +85,24 @@ def see(session, look, item, pixels, point, options) -> ways.Seen:
     return ways.closely(session, look, prob, budget, read, room, told=asked)
 
 
+def budget_of(session, point, options):
+    return session.budget(tokens=point.get("number", options.constant), scales=point.get("scales"))
+
+
+def in_glances(session, point, options) -> bool:
+    """Whether an ask of this budget looks in one place after another, each answered by itself."""
+    asked = point["figure"] == "constant" and point["scales"] or point["series"] == "top-down"
+    return bool(asked) and len(session.glances(budget_of(session, point, options), anywhere=False)) > 1
+
+
 def measure(session, frame, item, pixels, point, options) -> dict:
     start = time.perf_counter()
     look = session.look(frame)
-    seen = see(session, look, item, pixels, point, options)
-    said, rows = ways.say(session, look, item.prompt, seen, options.max_tokens)
+    if in_glances(session, point, options):
+        said, rows, seen = ways.asked(look, item.prompt, tokens=point.get("number", options.constant), scales=point.get("scales"), max_tokens=options.max_tokens)
+    else:
+        seen = see(session, look, item, pixels, point, options)
+        said, rows = ways.say(session, look, item.prompt, seen, options.max_tokens)
     seconds = time.perf_counter() - start
     recall = None
     if seen.picked is not None and point["resolution_px"] == session.base_px:

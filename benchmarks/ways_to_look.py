@@ -134,6 +134,14 @@ def s2(session, look, scales: int) -> Seen:
     return Seen(blocks, patches)
 
 
+def asked(look, prompt: str, **budget) -> tuple[str, int, Seen]:
+    """As an ask does it: the answer, the rows that were read in all glances, and what was looked at. budget: of Session.ask."""
+    answer, language = look.ask(prompt, **budget), look.session.language
+    patches = sum(map(len, answer.picked.values()))
+    rows = len(language.ids([look, prompt])) - 1 + len(look.rows) + patches // language.r ** 2 + len(language.spec["newline_ids"])
+    return answer.text, rows, Seen([], patches, answer.picked)
+
+
 def say(session, look, prompt: str, seen: Seen, max_tokens: int) -> tuple[str, int]:
     """The answer to a prompt after low-res rows and those of `seen`, greedy; and the number of rows that were read for it."""
     language = session.language

@@ -93,8 +93,8 @@ class Answer:
     prompt: the text, "" for bottom-up | text: the language model's answer, or the best choice, None without either | confidence: in [0, 1], the model's
     probability of that text, or how probably it is right where the bundle is calibrated (language.confidence); of an answer that says that nothing was found, of there being one after all;
     None where the model has none, the text is empty or the answer was cut |
-    found: False where a language model says that it cannot see what was asked | choices: best first | regions: best first | picked: {scale px: ascending int32 patch ids} | prob: (rows, cols) f32 in [0, 1], how much the prompt
-    cares about each place | timing: ms per stage | frame_size: (h, w) pixels | notes: what the user should know.
+    found: False where a language model says that it cannot see what was asked | choices: best first | regions: what the answer was read from, best first |
+    picked: all that was looked at, {scale px: ascending int32 patch ids} | prob: (rows, cols) f32 in [0, 1], how much the prompt cares about each place | timing: ms per stage | frame_size: (h, w) pixels | notes: what the user should know.
     """
     prompt: str
     text: str | None

@@ -5,6 +5,8 @@ import math
 from dataclasses import replace
 from typing import NamedTuple, Sequence
 
+import numpy as np
+
 from .answer import Answer, Timing, regions_from_map
 from .encoding import Aim, block_side, look_closely, planned_blocks
 from .errors import InputError
@@ -12,36 +14,41 @@ from .probability import calibrated
 from .prompt import Prompt
 
 SELECTIONS = ("top_down", "bottom_up")
+BESIDE = ("rule", "smooth", "batch", "max_tokens", "sampling", "cancel")       # options that look_closely or the language model takes
 
 
-def ask_together(seen: Sequence, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, choices=None, rule=None,
-                 selection=None, smooth=False, batch=1, max_tokens=None, sampling=None, cancel=None, on_text=None) -> list[Answer]:
+class Asked(NamedTuple):
+    """A question about some Looks of one session. ids: its tokens, None without a language model | query: what to look for | read: what the language model
+    has read to know it | timings: one for each look."""
+    seen: Sequence
+    ids: list[int] | None
+    query: Prompt
+    read: object
+    timings: list[Timing]
+
+
+def ask_together(seen: Sequence, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, choices=None, selection=None, on_text=None,
+                 **options) -> list[Answer]:
     """Answers in the order of `seen`, Looks of one session; arguments as in Session.ask.
 
     A language model reads all frames and gives one text, which every answer carries. Encoders are asked about each frame by itself.
     """
     session = seen[0].session
+    _check_names(options)
     if on_text is not None and not callable(on_text):
         raise InputError(f"[decode] on_text is {type(on_text).__name__}; a function that takes a piece of text is needed.")
     with session.running():
         choices = _checked(session, choices) if choices is not None else None
         timings = [Timing() for _ in seen]
         budget = session.budget(tokens, looks, scales)
-        ids, query, read = look_for(seen, prompt, prompt_embedding, timings[0], selection)
-        _check_room(seen, ids, budget, rule)
-        encodings = look_closely([Aim(look, query) for look in seen], budget, timings, rule=rule, smooth=smooth, batch=batch)
-        ranked = _ranked(session, choices, encodings, timings)
-        words = Words()
-        if ids is not None and choices is None:
-            with timings[0].stage("decode"):
-                words = _words(seen, ids, encodings, read, query, max_tokens, sampling, cancel, on_text)
-        return [_answer(look, *each, query, words) for look, *each in zip(seen, encodings, ranked, timings)]
+        asked = Asked(seen, *look_for(seen, prompt, prompt_embedding, timings[0], selection), timings)
+        return _answered([asked], budget, choices, on_text=on_text, **options)[0]
 
 
-def ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=None, choices=None, rule=None, selection=None, smooth=False, batch=1,
-             max_tokens=None, sampling=None, cancel=None) -> list[Answer]:
+def ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=None, choices=None, selection=None, **options) -> list[Answer]:
     """Answers to several questions about one Look, in their order; arguments as in Look.ask_many."""
     session = look.session
+    _check_names(options)
     with session.running():
         if not isinstance(prompts, (list, tuple)) or not prompts:
             raise InputError(f"[ask] prompts is {type(prompts).__name__}; a list of at least one text is needed. For one question use ask().")
@@ -50,18 +57,36 @@ def ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=No
         if session.language is None and selection != "bottom_up":
             session.encode_prompts(prompts, timings)
         for prompt, timing in zip(prompts, timings):
-            asked.append(look_for([look], prompt, None, timing, selection))
-            _check_room([look], asked[-1][0], budget, rule)
-            look.memory["read"] = asked[-1][2]
-        encodings = look_closely([Aim(look, query) for _, query, _ in asked], budget, timings, rule=rule, smooth=smooth, batch=batch)
-        ranked, answers = _ranked(session, choices, encodings, timings), []
-        for (ids, query, read), encoding, each, timing in zip(asked, encodings, ranked, timings):
-            words = Words()
-            if ids is not None and choices is None:
-                with timing.stage("decode"):
-                    words = _words([look], ids, [encoding], read, query, max_tokens, sampling, cancel, None)
-            answers.append(_answer(look, encoding, each, timing, query, words))
-        return answers
+            asked.append(Asked([look], *look_for([look], prompt, None, timing, selection), [timing]))
+            look.memory["read"] = asked[-1].read
+        return [answers[0] for answers in _answered(asked, budget, choices, **options)]
+
+
+def _answered(asked: Sequence[Asked], budget, choices, *, rule=None, smooth=False, batch=1, max_tokens=None, sampling=None, cancel=None, on_text=None) -> list[list[Answer]]:
+    """Per question an answer for each of its looks. Where a budget is several glances, those that found nothing look again, elsewhere."""
+    session = asked[0].seen[0].session
+    glances = [budget] if smooth is not False else session.glances(budget, asked[0].query.anywhere)
+    for each in asked:
+        _check_room(each.seen, each.ids, glances[0], rule)
+    waiting, kept, looked = list(range(len(asked))), {}, {}
+    for n, part in enumerate(glances):
+        aims, timings = zip(*((Aim(look, asked[i].query, passed=n), timing) for i in waiting for look, timing in zip(asked[i].seen, asked[i].timings)))
+        encodings = iter(look_closely(aims, part, timings, rule=rule, smooth=smooth, batch=batch))
+        for i in waiting:
+            own, each = [next(encodings) for _ in asked[i].seen], asked[i]
+            looked.setdefault(i, []).append(own)
+            words, ranked = Words(), _ranked(session, choices, own, each.timings)
+            if each.ids is not None and choices is None:
+                with each.timings[0].stage("decode"):
+                    words = _words(each.seen, each.ids, own, each.read, each.query, max_tokens, sampling, cancel, on_text, more=n + 1 < len(glances))
+            if n == 0 or words.found:
+                kept[i] = own, ranked, words
+            elif words.confidence is not None:      # that it is there after all: as sure as the glance that was surest of it
+                kept[i] = *kept[i][:2], kept[i][2]._replace(confidence=max(kept[i][2].confidence, words.confidence))
+        waiting = [i for i in waiting if not kept[i][2].found]
+        if not waiting:
+            break
+    return [_answers(each, *kept[i], looked[i]) for i, each in enumerate(asked)]
 
 
 def look_for(seen: Sequence, prompt: str, embedding, timing: Timing, selection: str | None = None):
@@ -88,6 +113,12 @@ def look_for(seen: Sequence, prompt: str, embedding, timing: Timing, selection: 
             return ids, asked(), known
         vector, read = language.ask(ids, [((look, "low"), look.rows) for look in seen], known)
         return ids, Prompt(prompt, vector, None, anywhere=selection is not None) if vector is not None else session.prior(prompt, "this model looks by saliency"), read
+
+
+def _check_names(options: dict) -> None:
+    for name in options:
+        if name not in BESIDE:
+            raise TypeError(f"ask() got an unexpected keyword argument {name!r}; Session.ask says which there are")
 
 
 def _check_room(seen: Sequence, ids, budget, rule) -> None:
@@ -119,8 +150,8 @@ class Words(NamedTuple):
     found: bool = True
 
 
-def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sampling, cancel, on_text) -> Words:
-    """The language model's answer. What it read is kept: the next question shares the system text and the low-res rows."""
+def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sampling, cancel, on_text, more: bool) -> Words:
+    """The language model's answer. What it read is kept: the next question shares the system text and the low-res rows. more: if it found nothing, this is not the last."""
     language, frames = seen[0].session.language, []
     for look, encoding in zip(seen, encodings):
         high = language.high_rows(encoding.high_tokens, encoding.picked, encoding.prob)
@@ -134,15 +165,20 @@ def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sam
         if piece and on_text is not None:
             on_text(piece)
 
+    pieces: list[str] = []
+    tell = pieces.append if more else say
+
     for token in generation:
-        say(stream.push(token.id))
-    say(stream.finish())
+        tell(stream.push(token.id))
+    tell(stream.finish())
     text, notes = stream.text.strip(), tuple(generation.notes)
     if generation.stopped != "stop id":
         notes += (f"the answer ended by {generation.stopped}",)
     elif not text:
         notes += ("the answer is empty: the model ended it before a word",)
     logprob, found = getattr(generation, "logprob", None), text != language.spec.get("not_seen")    # a user's own language model may have none
+    if found:
+        say("".join(pieces))
     if generation.stopped != "stop id" or not text:     # of words that may go on, or of none, the model told nothing
         logprob = None
     confidence = None if logprob is None else math.exp(logprob) if found else 1 - math.exp(logprob)
@@ -151,13 +187,19 @@ def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sam
     return Words(text, notes, confidence, found)
 
 
-def _answer(look, encoding, ranked, timing: Timing, query: Prompt, words: Words) -> Answer:
-    size = (look.frame.height, look.frame.width)
-    return Answer(
-        prompt=query.text, text=ranked[0].text if ranked else words.text, choices=ranked,
-        confidence=ranked[0].prob if ranked else words.confidence, found=words.found,
-        regions=regions_from_map(encoding.prob, encoding.picked, size, patch_px=encoding.patch_px), picked=encoding.picked, prob=encoding.prob,
-        timing=look.timing + timing, frame_size=size, notes=encoding.notes + words.notes + look.session.notes, patch_px=encoding.patch_px, frame=look.frame)
+def _answers(asked: Asked, encodings, ranked, words: Words, looked: list[list]) -> list[Answer]:
+    """looked: the encodings of every glance, those of the one that was answered among them."""
+    notes = words.notes if len(looked) == 1 else words.notes + (f"looked at {len(looked)} places one after another, the most probable first",)
+    answers = []
+    for n, (look, encoding, choices, timing) in enumerate(zip(asked.seen, encodings, ranked, asked.timings)):
+        size = (look.frame.height, look.frame.width)
+        picked = {px: np.unique(np.concatenate([glance[n].picked[px] for glance in looked])) for px in encoding.picked} if len(looked) > 1 else encoding.picked
+        answers.append(Answer(
+            prompt=asked.query.text, text=choices[0].text if choices else words.text, choices=choices,
+            confidence=choices[0].prob if choices else words.confidence, found=words.found,
+            regions=regions_from_map(encoding.prob, encoding.picked, size, patch_px=encoding.patch_px), picked=picked, prob=encoding.prob,
+            timing=look.timing + timing, frame_size=size, notes=encoding.notes + notes + look.session.notes, patch_px=encoding.patch_px, frame=look.frame))
+    return answers
 
 
 def _checked(session, choices) -> list[str]:

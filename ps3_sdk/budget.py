@@ -1,7 +1,7 @@
 """How many patches of each high-res scale an ask may look at."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,9 +11,10 @@ from .errors import BudgetError
 
 @dataclass(frozen=True)
 class Budget:
-    """looks: per look, patches per high-res scale (scales ascending) | notes: what was changed in what the user asked for."""
+    """looks: per look, patches per high-res scale (scales ascending) | notes: what was changed in what the user asked for | scales: the first ones alone, see plan."""
     looks: list[list[int]]
     notes: tuple[str, ...] = ()
+    scales: int | None = None
 
     @property
     def num_patches(self) -> int:
@@ -58,4 +59,14 @@ def plan(geometry: dict, tokens: int | None = None, looks: int | str | None = No
     planned = [look + left_out for look in _core.plan_looks(capacity, per_look, **arguments)]
     if tokens and not sum(map(sum, planned)):
         notes.append(f"{tokens} patches were asked for, too few for any scale's share: none was looked at")
-    return Budget(planned, tuple(notes))
+    return Budget(planned, tuple(notes), scales)
+
+
+def parts(geometry: dict, budget: Budget, size: int) -> list[Budget]:
+    """A budget as equal ones of at least `size` patches and less than twice that; itself where it is less than two of them."""
+    rounded = len(budget.looks[0]) if budget.looks else 0       # patches that it may fall short by
+    count = (budget.num_patches + rounded) // size
+    if count < 2:
+        return [budget]
+    part = plan(geometry, max(size, -(-budget.num_patches // count)), None, budget.scales)
+    return [replace(part, notes=budget.notes), *[part] * (count - 1)]

@@ -55,10 +55,12 @@ class Encoding:
 
 @dataclass(frozen=True, eq=False)
 class Aim:
-    """One thing to look closely at. look: a Look | query: what for | box_px: (x0, y0, x1, y1) frame pixels that are certain to matter."""
+    """One thing to look closely at. look: a Look | query: what for | box_px: (x0, y0, x1, y1) frame pixels that are certain to matter |
+    passed: glances at the most probable places before this one, of models that look around one of them; it is elsewhere."""
     look: object
     query: Prompt
     box_px: tuple[float, float, float, float] | None = None
+    passed: int = 0
 
 
 def look_closely(aims: Sequence[Aim], budget: Budget, timings: Sequence[Timing], *, rule: str | None = None, smooth: bool = False,
@@ -85,7 +87,7 @@ def _together(aims: Sequence[Aim], budget: Budget, timings: Sequence[Timing], ru
     for aim, timing in zip(aims, own):
         with timing.stage("score"):
             maps.append(_map(session, aim, scales_px[0] // patch_px, smooth))
-            wanted.append(maps[-1] if smooth or aim.box_px is not None else session.aimed(maps[-1], aim.query.anywhere))
+            wanted.append(maps[-1] if smooth or aim.box_px is not None else session.aimed(maps[-1], aim.query.anywhere, aim.passed))
     taken = [{px: np.zeros((px // patch_px) ** 2, np.uint8) for px in scales_px} for _ in aims]
     found = [{px: [] for px in scales_px} for _ in aims]        # per aim and scale, per look: (ids, tokens)
     looks, whole = budget.looks if r == 1 else planned_blocks(session, budget, r), None

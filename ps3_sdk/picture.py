@@ -18,10 +18,30 @@ def decode_file(path):
 
     Raises: InputError, naming the path, when it is missing, unreadable, not a picture, damaged or too large.
     """
+    return _opened(path, decode), f"file {os.fspath(path)}"
+
+
+def size_of_file(path) -> tuple[int, int]:
+    """(height, width) of a picture file, upright as decode_file turns it; only its header is read. Raises as decode_file does, but for damage behind the header."""
+    return _opened(path, lambda file, source: decode(file, source, upright_size))
+
+
+def upright_size(image) -> tuple[int, int]:
+    turned = image.getexif().get(0x0112) in (5, 6, 7, 8)        # orientations that lie on their side
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def upright(image):
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def _opened(path, read):
+    """read(file, text that names it) of an open file."""
     name = os.fspath(path)
     try:
         with open(name, "rb") as file:
-            return decode(file, f"file {name}"), f"file {name}"
+            return read(file, f"file {name}")
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -40,14 +60,13 @@ def decode_bytes(data):
     return decode(io.BytesIO(data), source), source
 
 
-def decode(file, source):
-    """Decode one picture from a binary file object; the first frame when it is animated."""
+def decode(file, source, taken=upright):
+    """Decode one picture from a binary file object; the first frame when it is animated. taken: what of the open PIL image."""
     Image.init()
     try:
         with Image.open(file, formats=[name for name in FILE_FORMATS if name in Image.OPEN]) as image:
             check_pixels(image.width, image.height, source)
-            image.load()
-            return ImageOps.exif_transpose(image)
+            return taken(image)
     except InputError:
         raise
     except Image.DecompressionBombError as error:

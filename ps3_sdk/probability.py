@@ -29,9 +29,11 @@ def certain(prob: np.ndarray, n: int, box_px, frame_size: tuple[int, int]) -> np
     return np.where(touched(box_px, frame_size, n), np.float32(1), enlarged(prob, n))
 
 
-def around(prob: np.ndarray, radius: int) -> np.ndarray:
+def around(prob: np.ndarray, radius: int, passed: int = 0) -> np.ndarray:
     """(g, g) -> the same with 1 added within `radius` places of the most probable one (the first of several), so that these are picked first: what is
-    asked for is one thing, and what lies elsewhere is taken for it."""
+    asked for is one thing, and what lies elsewhere is taken for it. passed: so many such neighbourhoods, the most probable one first, are passed over, of probability 0."""
+    for _ in range(passed):
+        prob = np.where(nearby(prob, radius), np.float32(0), prob)
     return prob + nearby(prob, radius)
 
 

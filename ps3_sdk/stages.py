@@ -85,11 +85,17 @@ class Stages:
         self._open()
         return self.ops.score(look.low_features, look.view_features, prompt.vector)
 
-    def aimed(self, prob: np.ndarray, anywhere: bool) -> np.ndarray:
+    def aimed(self, prob: np.ndarray, anywhere: bool, passed: int = 0) -> np.ndarray:
         """The map that patches are picked by: score's own, or for models that look around the best place (language.look_around) one that ranks its
-        neighbours first. anywhere: these, too, as Prompt says."""
+        neighbours first. anywhere: these, too, as Prompt says | passed: so many glances were elsewhere before."""
         radius = None if self.language is None or anywhere else self.language.spec.get("look_around")
-        return prob if radius is None else around(prob, radius)
+        return prob if radius is None else around(prob, radius, passed)
+
+    def glances(self, plan: budget.Budget, anywhere: bool) -> list[budget.Budget]:
+        """A budget in the parts that are looked at and answered one after another, until something is found: of models that look around the best place, which
+        are trained for so many patches in one place. anywhere: as in aimed()."""
+        size = None if self.language is None or anywhere or "look_around" not in self.language.spec else self.language.spec["num_tokens"]
+        return budget.parts(self.geometry, plan, size) if size else [plan]
 
     def select(self, prob: np.ndarray, scale_px: int, count: int, taken: np.ndarray, r: int = 1) -> np.ndarray:
         """The `count` best free patches of a scale as ascending int32 ids; ties go to the lower id; marks them taken. r > 1: whole r x r blocks."""

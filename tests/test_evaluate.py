@@ -155,7 +155,9 @@ def test_a_file_of_questions(folder):
     ({**GOOD, "frame": "missing.png"}, "is not there"), ({**GOOD, "frame": "sub"}, "is not there"), ({**GOOD, "frame": ""}, "inside the file's own folder"),
     ({**GOOD, "frame": "../a.png"}, "inside the file's own folder"), ({**GOOD, "frame": "sub/../../x.png"}, "inside the file's own folder"),
     ({**GOOD, "frame": "/etc/passwd"}, "inside the file's own folder"), ({**GOOD, "frame": "C:\\a.png"}, "inside the file's own folder"),
-    ({**GOOD, "frame": "a\0.png"}, "inside the file's own folder"), ({**GOOD, "frame": "link.png"}, "by a link")])
+    ({**GOOD, "frame": "a\0.png"}, "inside the file's own folder"), ({**GOOD, "frame": "link.png"}, "by a link"),
+    ({**GOOD, "frame": "q.jsonl"}, "is not a picture"), ({**GOOD, "box_px": [[0, 0, 5, 5], [0, 5000, 5, 5005]]}, "outside of its frame"),
+    ({**GOOD, "box_px": [-9, 0, 0, 5]}, "outside of its frame")])
 def test_bad_lines_are_named(folder, tmp_path_factory, line, says):
     outside = tmp_path_factory.mktemp("outside") / "x.png"
     Image.new("RGB", (8, 8)).save(outside)
@@ -204,11 +206,14 @@ def test_options_are_shuffled_by_seed_and_name_alone(vstar):
 
 
 @pytest.mark.parametrize("changed, says", [({"options": ["red"]}, "at least two"), ({"options": ["red", "Red"]}, "at least two different"), ({"question": " "}, "question"),
-                                           ({"bbox": [[1, 2, 3]]}, "bbox"), ({"bbox": [[1, 2, 0, 4]]}, "above 0"), (None, "no JSON"), ("picture", "no picture")])
+                                           ({"bbox": [[1, 2, 3]]}, "bbox"), ({"bbox": [[1, 2, 0, 4]]}, "above 0"), ({"bbox": [[9000, 2, 3, 4]]}, "outside of its frame"),
+                                           (None, "no JSON"), ("picture", "no picture"), ("text", "is not a picture")])
 def test_bad_v_star_files_are_named(vstar, changed, says):
     path = vstar / "direct_attributes/sa_1.json"
     if changed == "picture":
         path.with_suffix(".jpg").unlink()
+    elif changed == "text":
+        path.with_suffix(".jpg").write_text("no picture")
     else:
         path.write_text("{" if changed is None else json.dumps({**json.loads(path.read_text()), **changed}))
     with pytest.raises(InputError) as caught:

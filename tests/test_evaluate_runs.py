@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +177,19 @@ def check_is_an_ask(speaker, photo, ways, prompt):
     answer = speaker.ask(photo, prompt, tokens=700, max_tokens=8)
     assert text == answer.text and rows > len(look.rows)
     assert all(np.array_equal(seen.picked[px], ids) for px, ids in answer.picked.items()) and seen.patches == sum(map(len, answer.picked.values()))
+
+
+def test_more_than_a_glance_is_asked_as_the_session_asks(ways):
+    import resolution
+    options, point = SimpleNamespace(constant=1024, max_tokens=8), dict(figure="patches", series="top-down", resolution_px=3780, number=1024)
+    with ps3_sdk.Session() as session:
+        assert resolution.in_glances(session, point, options) and not resolution.in_glances(session, point | {"number": 512}, options)
+        assert not resolution.in_glances(session, point | {"series": "random"}, options)
+        look, prompt = session.look(ROOT / "examples/frames/panel_4k.jpg"), "what is on the blue gauge?"
+        said, rows, seen = ways.asked(look, prompt, tokens=1024, max_tokens=8)
+        answer = look.ask(prompt, tokens=1024)
+        assert said == answer.text == "not visible" and seen.patches == sum(map(len, answer.picked.values())) > 900
+        assert rows > len(look.rows) + seen.patches // 4
 
 
 def test_rows_that_do_not_fit_are_those_of_the_least_probable(speaker, photo, ways):

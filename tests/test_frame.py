@@ -10,6 +10,7 @@ from PIL import Image
 from ps3_sdk import _core
 from ps3_sdk.errors import InputError
 from ps3_sdk.frame import FORMATS, Frame
+from ps3_sdk.picture import size_of_file
 
 S = 8
 RGB = np.random.default_rng(0).integers(0, 256, (S, S, 3), np.uint8)
@@ -90,6 +91,22 @@ def test_exif_orientation_is_applied_to_files_and_bytes_but_not_to_pil_images(or
     assert np.array_equal(seen_by_core(Frame.of(data)), turned)
     assert np.array_equal(seen_by_core(Frame.of(tmp_path / "turned.png")), turned)
     assert np.array_equal(seen_by_core(Frame.of(Image.open(io.BytesIO(data)))), RGB)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_files_size_is_told_upright_from_its_header(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = png(np.zeros((40, 70, 3), np.uint8), exif=exif)
+    (tmp_path / "turned.png").write_bytes(data)
+    frame = Frame.of(tmp_path / "turned.png")
+    assert size_of_file(tmp_path / "turned.png") == (frame.height, frame.width) == ((40, 70) if orientation < 5 else (70, 40))
+    (tmp_path / "cut.png").write_bytes(data[:-30])      # damage behind the header is for whoever decodes it
+    assert size_of_file(tmp_path / "cut.png") == (frame.height, frame.width)
+    (tmp_path / "none.png").write_bytes(b"none")
+    for name, says in (("none.png", "not a picture"), ("missing.png", "cannot open")):
+        with pytest.raises(InputError, match=says):
+            size_of_file(tmp_path / name)
 
 
 def test_a_frame_is_returned_as_it_is():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 from ..errors import InputError
+from ..picture import size_of_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,18 @@ def checked_boxes(value, where: str, wanted: str) -> tuple[tuple[float, float, f
     if not isinstance(boxes, list) or not all(isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) for box in boxes):
         raise InputError(f"{where} is {str(value)[:80]}; {wanted} is needed.")
     return tuple(tuple(map(float, box)) for box in boxes)
+
+
+def check_frame(path, boxes_px, where: str) -> None:
+    """Raises InputError that begins with `where`: no picture that is read, or a box that lies outside it."""
+    try:
+        height, width = size_of_file(path)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    for x0, y0, x1, y1 in boxes_px:
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise InputError(f"{where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) lies outside of its frame of {width} x {height} pixels. Boxes are in pixels of the upright frame, "
+                             "as large as it is in the file.")
 
 
 def is_number(value) -> bool:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path, PurePosixPath
 
 from ..errors import InputError
-from .items import Item, ItemList, checked_boxes, digest
+from .items import Item, ItemList, check_frame, checked_boxes, digest
 from .words import LETTERS, normalise
 
 KEYS = {"frame": True, "prompt": True, "answer": True, "choices": False, "box_px": False, "domain": False}      # key -> needed
@@ -16,7 +16,8 @@ def read_questions(path) -> ItemList:
     """Every line checked before the first question is asked.
 
     Raises InputError that names the line: no JSON object, unknown or missing keys, a frame that is not there or lies outside the
-    file's folder, an answer that is none of the choices, a box that is none.
+    file's folder, or is no picture, an answer that is none of the choices, a box that is none
+    or lies outside of its frame.
     """
     path = Path(path)
     try:
@@ -60,6 +61,7 @@ def _item(line: bytes, number: int, where: str, folder: Path, sizes: list[int]) 
         if not all(x0 < x1 and y0 < y1 for x0, y0, x1, y1 in boxes):
             raise InputError(f"{where}: box_px is {entry['box_px']}; x0 < x1 and y0 < y1 are needed.")
     frame = inside(folder, entry["frame"], f"{where}: frame")
+    check_frame(frame, boxes, where)
     sizes.append(frame.stat().st_size)
     answerable = bool(entry["answer"].strip())
     return Item(f"line {number}", where, lambda: frame, entry["prompt"], entry["answer"], tuple(choices), boxes, entry.get("domain") or "all",

@@ -37,14 +37,19 @@ def _overlap(edges, low, high):
     return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None)
 
 
-def selection_recall(session: Session, prob: np.ndarray, boxes_px, frame_size: tuple[int, int], budgets: Sequence[int], scales: int | None = None) -> dict[str, float]:
-    """{budget: share of the boxes that finest-scale patches cover, mean over the boxes}; budgets beyond all patches are left out."""
+def selection_recall(session: Session, prob: np.ndarray, boxes_px, frame_size: tuple[int, int], budgets: Sequence[int], scales: int | None = None,
+                     anywhere: bool = True) -> dict[str, float]:
+    """{budget: share of the boxes that finest-scale patches cover, mean over the boxes}; budgets beyond all patches are left out.
+
+    prob: (g, g) f32 | anywhere: False means as the session's own asks pick by it, in all the glances that a budget holds.
+    """
     px, found = _finest_px(session, scales), {}
     for tokens in budgets:
         budget = session.budget(tokens=tokens, scales=scales)
         if budget.notes:
             continue
-        ids = np.concatenate([np.empty(0, np.int32), *(look[px] for look in choose(session, prob, budget))])
+        picked = [look[px] for n, part in enumerate(session.glances(budget, anywhere)) for look in choose(session, session.aimed(prob, anywhere, n), part)]
+        ids = np.unique(np.concatenate([np.empty(0, np.int32), *picked]))
         found[str(tokens)] = _mean_coverage(session, px, ids, boxes_px, frame_size)
     return found
 

@@ -102,9 +102,9 @@ def _recalls(session: Session, frame: Frame, item: Item, answer: Answer, scales:
     """Share of the target in what is picked per budget: as asked, by the same map wherever it is high, by saliency. None without boxes."""
     if not item.boxes_px:
         return {"recall": None, "recall_anywhere": None, "recall_bottom_up": None}
-    by = lambda prob: selection_recall(session, prob, item.boxes_px, answer.frame_size, BUDGETS, scales)
-    aimed = session.aimed(answer.prob, anywhere=selection is not None)
-    return {"recall": by(aimed), "recall_anywhere": by(answer.prob) if aimed is not answer.prob else None,
+    by = lambda prob, anywhere=True: selection_recall(session, prob, item.boxes_px, answer.frame_size, BUDGETS, scales, anywhere)
+    around = selection is None and session.aimed(answer.prob, anywhere=False) is not answer.prob
+    return {"recall": by(answer.prob, not around), "recall_anywhere": by(answer.prob) if around else None,
             "recall_bottom_up": by(session.score(session.look(frame), session.prior()))}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .items import Item, ItemList, checked_boxes, digest
+from .items import Item, ItemList, check_frame, checked_boxes, digest
 from .words import LETTERS, normalise
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -21,7 +21,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 def read_vstar(folder, seed: int = 0) -> ItemList:
     """Every JSON file of the folder and its subfolders, in the order of their names; options are shuffled by `seed` and the file's name.
 
-    Raises InputError that names the file: no JSON, no question, fewer than two options, no picture beside it; a folder without any.
+    Raises InputError that names the file: no JSON, no question, fewer than two options, no picture beside it, a box outside of it; a folder without any.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -60,5 +60,6 @@ def _item(path: Path, data: bytes, folder: Path, seed: int) -> Item:
     picture = next((path.with_suffix(suffix) for suffix in (*PICTURES, *map(str.upper, PICTURES)) if path.with_suffix(suffix).is_file()), None)
     if picture is None:
         raise InputError(f"{where} has no picture beside it; {path.stem} with {', '.join(PICTURES)} is needed. Download it again.")
-    return Item(name, where, lambda: picture, entry["question"], options[0], shuffled(options, seed, name),
-                tuple((x, y, x + w, y + h) for x, y, w, h in boxes), path.parent.name if path.parent != folder else "all")
+    boxes = tuple((x, y, x + w, y + h) for x, y, w, h in boxes)
+    check_frame(picture, boxes, where)
+    return Item(name, where, lambda: picture, entry["question"], options[0], shuffled(options, seed, name), boxes, path.parent.name if path.parent != folder else "all")

@@ -1,0 +1,137 @@
+"""A budget of several glances: the embedded bundle looks in one place after another until it finds what was asked."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ps3_sdk
+from ps3_sdk import ask, budget
+from ps3_sdk.evaluate.recall import choose, selection_recall
+from ps3_sdk.probability import around, nearby
+
+PANEL = Path(__file__).parent.parent / "examples" / "frames" / "panel_4k.jpg"
+THERE, ABSENT = "what is the word on the purple bar chart?", "what is on the blue gauge?"
+GLANCE = 482      # of which whole blocks are 480
+
+
+@pytest.fixture(scope="module")
+def session():
+    with ps3_sdk.Session() as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def look(session):
+    return session.look(PANEL)
+
+
+def scripted(monkeypatch, *said: ask.Words):
+    """Glances are answered so; gives the list of what each saw."""
+    seen, answers = [], iter(said)
+
+    def words(_, ids, encodings, *rest, more):
+        seen.append((encodings[0], more))
+        return next(answers)
+
+    monkeypatch.setattr(ask, "_words", words)
+    return seen
+
+
+NO = ask.Words("not visible", (), 0.1, False)
+
+
+def test_what_is_found_at_once_costs_no_more(look):
+    answers = [look.ask(THERE, tokens=tokens) for tokens in (None, 2 * GLANCE, 5000)]
+    assert [sum(map(len, answer.picked.values())) for answer in answers] == [480, 480, 496]
+    assert {answer.text for answer in answers} == {"HANDCAR"} and not any("places" in note for answer in answers for note in answer.notes)
+
+
+def test_glances_go_on_elsewhere_until_something_is_found(look, session, monkeypatch):
+    seen = scripted(monkeypatch, NO, NO, ask.Words("X", (), 0.7, True))
+    answer = look.ask(THERE, tokens=4 * GLANCE)
+    assert (answer.text, answer.confidence, answer.found) == ("X", 0.7, True) and [more for _, more in seen] == [True] * 3
+    centres = []
+    for n, (encoding, _) in enumerate(seen):
+        wanted = choose(session, around(encoding.prob, 1, n), session.budget(GLANCE))
+        assert all(np.array_equal(ids, wanted[0][px]) for px, ids in encoding.picked.items())
+        centres.append(np.unravel_index(around(encoding.prob, 1, n).argmax(), encoding.prob.shape))
+    apart = [max(abs(int(a) - int(b)) for a, b in zip(one, other)) for i, one in enumerate(centres) for other in centres[:i]]
+    assert min(apart) > 1
+    for px, ids in answer.picked.items():
+        assert np.array_equal(ids, np.unique(np.concatenate([encoding.picked[px] for encoding, _ in seen])))
+    assert "looked at 3 places" in answer.notes[-1] and len(answer.regions) == 1
+    x0, y0, x1, y1 = answer.regions[0].box_px       # of the place where it was found
+    row, col = centres[-1]
+    assert x0 <= (col + 0.5) * 3840 / 27 < x1 and y0 <= (row + 0.5) * 2160 / 27 < y1
+
+
+def test_where_no_glance_finds_it_that_is_said_and_how_sure_the_least_sure_one_is(look, monkeypatch):
+    seen = scripted(monkeypatch, NO, NO._replace(confidence=0.4), NO._replace(confidence=0.2))
+    answer = look.ask(THERE, tokens=3 * GLANCE)
+    assert (answer.text, answer.found, answer.confidence) == ("not visible", False, 0.4) and [more for _, more in seen] == [True, True, False]
+    assert answer.regions == ps3_sdk.answer.regions_from_map(seen[0][0].prob, seen[0][0].picked, answer.frame_size, patch_px=14)
+
+
+def test_streams_say_only_what_is_answered(look):
+    for prompt in (THERE, ABSENT):
+        pieces = []
+        answer = look.ask(prompt, tokens=3 * GLANCE, on_text=pieces.append)
+        assert "".join(pieces).strip() == answer.text
+    assert not answer.found and sum(map(len, answer.picked.values())) > 2 * 480
+
+
+def test_many_questions_are_answered_as_each_alone(look):
+    prompts = [THERE, ABSENT, "read the red bar chart"]
+    together, alone = look.ask_many(prompts, tokens=3 * GLANCE, batch=2), [look.ask(prompt, tokens=3 * GLANCE) for prompt in prompts]
+    for ours, theirs in zip(together, alone):
+        assert (ours.text, ours.found, ours.notes) == (theirs.text, theirs.found, theirs.notes)
+        assert all(np.array_equal(ids, theirs.picked[px]) for px, ids in ours.picked.items())
+    assert {answer.found for answer in together} == {True, False}
+
+
+def test_anywhere_and_smooth_are_one_glance_as_encode_is(look, session):
+    for options in (dict(selection="top_down"), dict(selection="bottom_up"), dict(smooth=True)):
+        answer, encoding = look.ask(ABSENT, tokens=2000, **options), look.encode(ABSENT, tokens=2000, **options)
+        assert all(np.array_equal(ids, encoding.picked[px]) for px, ids in answer.picked.items())
+        assert not any("places" in note for note in answer.notes)
+
+
+@pytest.mark.parametrize("tokens, wanted", [(0, [0]), (100, [100]), (GLANCE, [GLANCE]), (2 * GLANCE - 3, [2 * GLANCE - 3]), (2 * GLANCE, [GLANCE] * 2), (2000, [500] * 4)])
+def test_a_budget_is_divided_into_glances_of_at_least_the_default(session, tokens, wanted):
+    found = session.glances(session.budget(tokens), anywhere=False)
+    assert len(found) == len(wanted) and all(each - 3 <= part.num_patches <= each for part, each in zip(found, wanted))
+    assert session.glances(session.budget(tokens), anywhere=True) == [session.budget(tokens)]
+
+
+def test_all_patches_are_glances_too_and_notes_come_once(session):
+    found = session.glances(session.budget(10 ** 6), anywhere=False)
+    assert 87_000 < sum(part.num_patches for part in found) <= 87_480 + 3 * len(found) and found[0].notes and not any(part.notes for part in found[1:])
+    assert all(part.looks[0][1:] == [0, 0] for part in session.glances(session.budget(1500, scales=1), anywhere=False))
+
+
+def test_parts_of_a_budget(session):
+    whole = budget.plan(session.geometry, 1000)
+    assert budget.parts(session.geometry, whole, 600) == [whole] and len(budget.parts(session.geometry, whole, 300)) == 3
+
+
+def test_neighbourhoods_that_were_looked_at_are_passed_over():
+    prob = np.random.default_rng(0).random((9, 9), dtype=np.float32)
+    first = around(prob, 1)
+    second = around(prob, 1, passed=1)
+    assert np.array_equal(first, prob + nearby(prob, 1)) and not nearby(prob, 1)[np.unravel_index(second.argmax(), prob.shape)]
+    assert np.array_equal(second, around(np.where(nearby(prob, 1), np.float32(0), prob), 1))
+
+
+def test_recall_counts_the_glances_of_a_budget(session):
+    prob = np.full((27, 27), 0.1, np.float32)
+    prob[3, 3], prob[20, 20] = 0.9, 0.8
+    box = [(20.3 * 3840 / 27, 20.3 * 2160 / 27, 20.7 * 3840 / 27, 20.7 * 2160 / 27)]
+    found = selection_recall(session, prob, box, (2160, 3840), (482, 964), anywhere=False)
+    assert found == {"482": 0.0, "964": 1.0}
+    assert selection_recall(session, prob, box, (2160, 3840), (482, 964)) == {"482": 1.0, "964": 1.0}
+
+
+def test_an_option_that_there_is_none_of_is_named_as_one_of_ask(look):
+    for way in (lambda: look.ask(THERE, budget=3), lambda: look.ask_many([THERE], on_text=print), lambda: look.session.ask_frames([look], THERE, budget=3)):
+        with pytest.raises(TypeError, match=r"^ask\(\) got an unexpected keyword argument '(budget|on_text)'"):
+            way()
