@@ -80,7 +80,7 @@ class Stages:
         """The model's own prompt, for saliency."""
         return Prompt(text, np.asarray(self._tables["prior_prompt"]), None, (note,), anywhere=True)
 
-    def score(self, look: Look, prompt: Prompt) -> np.ndarray:
+    def score(self, look: "Look", prompt: Prompt) -> np.ndarray:      # noqa: F821  (look.py imports what imports this module)
         """(g, g) f32 in (0, 1): how much the prompt cares about each place of the frame."""
         self._open()
         return self.ops.score(look.low_features, look.view_features, prompt.vector)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from .draw import Plate, ink_for, paint
-from .driving import BLACK, WHITE, sizes
+from .driving import BLACK, sizes
 
 PAPER = (246, 242, 228)
 

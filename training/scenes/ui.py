@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from .draw import Plate, ink_for, paint
-from .driving import BLACK, WHITE, sizes
+from .driving import BLACK, sizes
 
 CARD, GREY = (250, 250, 252), (206, 210, 216)
 
