@@ -50,6 +50,15 @@ def test_slots_name_the_character_they_show():
     assert np.array_equal(half, slot_labels(np.array([a]), boxes[:1], (3780, 3780)))
 
 
+def test_every_character_has_a_half_even_a_thin_one_beside_broad_ones():
+    """A point two pixels wide on the edge of two halves, each mostly another character's, and of two rows of patches."""
+    boxes = np.array([[0, 0, 12, 40], [13, 26, 15, 30], [16, 0, 35, 40]], np.float32)
+    labels = slot_labels(np.array([5, 6, 7]), boxes, (3780, 3780))
+    assert [(labels == code).sum() for code in (5, 6, 7)] == [5, 1, 9] and labels[2, 1] == 6
+    crowded = np.array([[0, 0, 7, 14], [6, 0, 8, 14], [7, 0, 14, 14]], np.float32)      # each neighbour has one half alone, and keeps it
+    assert slot_labels(np.array([5, 6, 7]), crowded, (3780, 3780))[0, :2].tolist() == [5, 7]
+
+
 def test_words_are_characters_of_one_number():
     characters = np.frombuffer(b"ABCXY", np.uint8)
     boxes = np.arange(20, dtype=np.float32).reshape(5, 4)

@@ -39,21 +39,37 @@ def patches_of(frame: np.ndarray, ids: np.ndarray | None = None, px: int = BASE_
 def slot_labels(codes: np.ndarray, boxes_px: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Which character each half of each patch shows: (270, 540) uint8.
 
+    The one that covers most of it, in each row of patches; a character that has no half so (every second point, every third I) gets the one that shows most of
+    it, if what had that half has another.
+
     Args:
         codes: (n,) classes of characters. boxes_px: (n, 4) f32, x0 y0 x1 y1 in frame pixels. size: (h, w) of the frame.
     """
-    labels, best = np.zeros((GRID, 2 * GRID), np.uint8), np.zeros((GRID, 2 * GRID), np.float32)
+    owner, best = np.full((GRID, 2 * GRID), -1, np.int32), np.zeros((GRID, 2 * GRID), np.float32)
     half = PATCH_PX / 2
     scaled = boxes_px * np.array([BASE_PX / size[1], BASE_PX / size[0]] * 2, np.float32)
-    for code, (x0, y0, x1, y1) in zip(codes, scaled):
+    for n, (x0, y0, x1, y1) in enumerate(scaled):
         rows = np.arange(max(int(y0 // PATCH_PX), 0), min(int(y1 // PATCH_PX) + 1, GRID))
         slots = np.arange(max(int(x0 // half), 0), min(int(x1 // half) + 1, 2 * GRID))
         rows = rows[np.minimum((rows + 1) * PATCH_PX, y1) - np.maximum(rows * PATCH_PX, y0) >= min(OVERLAP_PX, y1 - y0)]
         share = np.minimum((slots + 1) * half, x1) - np.maximum(slots * half, x0)
         for row in rows:
             better = share > np.maximum(best[row, slots], 0.3 * half)
-            best[row, slots[better]], labels[row, slots[better]] = share[better], code
-    return labels
+            best[row, slots[better]], owner[row, slots[better]] = share[better], n
+    count = np.bincount(owner[owner >= 0], minlength=len(scaled))
+    for n in np.flatnonzero(count == 0):
+        x0, y0, x1, y1 = scaled[n]
+        row = min(max(int((y0 + y1) / 2 // PATCH_PX), 0), GRID - 1)
+        slots = np.arange(max(int(x0 // half), 0), min(int(x1 // half) + 1, 2 * GRID))
+        for slot in slots[np.argsort(np.maximum(slots * half, x0) - np.minimum((slots + 1) * half, x1), kind="stable")]:
+            before = owner[row, slot]
+            if before < 0 or count[before] > 1:
+                owner[row, slot] = n
+                count[n] = 1
+                if before >= 0:
+                    count[before] -= 1
+                break
+    return np.concatenate([np.asarray(codes, np.uint8), np.zeros(1, np.uint8)])[owner]
 
 
 def window_labels(codes: np.ndarray, orders: np.ndarray) -> np.ndarray:
