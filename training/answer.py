@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="train for so long, in all sittings, instead of --steps")
     parser.add_argument("--scenes", type=int, default=1, help="answered per step and process, in stage answer")
     parser.add_argument("--looks", type=int, default=1, help="scenes per step and process that are only looked at")
-    parser.add_argument("--small", action="store_true", help="these are drawn at 1920x1080, four times as fast; what is answered is 4K always")
+    parser.add_argument("--small", action="store_true", help="these are drawn at 1920x1080, which is faster; what is answered is 4K always")
     parser.add_argument("--questions", type=int, default=MOST_QUESTIONS, help="per use of a scene, at most")
     parser.add_argument("--still", action="store_true", help="the trunk stays as it is: looking alone learns, twice as fast, and no reading is lost")
     parser.add_argument("--windows", type=int, default=24, help="of dense text per step and process")

@@ -11,7 +11,7 @@ from ps3_sdk.export.reference.vila.llm import Decoder, rotate
 
 
 def behind(llm: Decoder, prefixes: Sequence[KeyValue], of: Tensor, rows: Tensor) -> Tensor:
-    """Texts, each behind a prefix and blind for the others: what llm(rows, prefixes taken by `of`) gives, at a third of the time on CPUs.
+    """Texts, each behind a prefix and blind for the others: what llm(rows, prefixes taken by `of`) gives.
 
     prefixes: per layer keys and values (prefixes, kv heads, past, head width) | of: (texts,) int64 ascending, which prefix each is behind |
     rows: (texts, rows, width). Returns hidden states after the final norm, (texts, rows, width).
