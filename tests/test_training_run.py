@@ -191,6 +191,7 @@ def test_scenes_are_used_so_often_and_then_new_ones_come(cutter, memory):
             for example in ring.next(2, questions=3):
                 assert example.low.shape == (729, 588) and example.view.shape == (2916, 2352) and example.slots.shape == (2, 270, 540)
                 assert 0 < len(example.asked) <= 3 and example.where.shape == (len(example.asked), 729) and (example.signs | ~example.where.any(dim=0)).all()
+                assert example.boxes.shape == (len(example.captions), 729) and (len(example.captions) > 0) == bool(example.signs.any())
                 seen[example.slots.tobytes()] = seen.get(example.slots.tobytes(), 0) + 1
         held = [slot.slots.tobytes() for slot in ring._slots]
         assert len(held) <= 3 and len(seen) >= 4 and all(uses >= 2 for scene, uses in seen.items() if scene not in held), seen.values()
