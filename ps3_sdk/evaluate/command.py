@@ -20,7 +20,7 @@ def add_arguments(sub) -> None:
     sub.add_argument("--frame", default="3840x2160", metavar="WxH", help="scenes: frame size (default 3840x2160)")
     sub.add_argument("--fallback", action="store_true", help="scenes: go on without fonts and word lists, to try the command")
     sub.add_argument("--seed", type=int, default=0, help="of the scenes, or of the order of options (default 0)")
-    sub.add_argument("--tokens", type=int, metavar="N", help="high-res patches per question (default: one look of the model)")
+    sub.add_argument("--tokens", type=int, metavar="N", help="high-res patches per question (default: what the bundle says; of encoders one look)")
     sub.add_argument("--scales", type=int, metavar="N", help="look only at the first N high-res scales")
     sub.add_argument("--selection", choices=SELECTIONS, help="pick patches wherever the prompt's map is high, or by saliency (default: as the model was trained)")
     sub.add_argument("--max-tokens", type=int, default=32, metavar="N", help="of an answer in words (default 32)")
