@@ -76,7 +76,7 @@ def see(session, look, item, pixels, point, options) -> ways.Seen:
     if scales == 0:
         return ways.Seen([], 0)
     room = ways.room_for(session, look, item.prompt, options.max_tokens)
-    budget = session.budget(looks="all", scales=scales) if figure == "all" else budget_of(session, point, options)
+    budget = session.budget(looks="all", scales=scales) if figure == "all" else session.budget(**budget_of(point, options))
     prob, asked, read = ways.top_down(session, look, item.prompt)
     if series == "random":
         prob = ways.at_random(session, look, int(digest(item.key, str(options.seed)), 16) % 2**32)
@@ -85,21 +85,21 @@ def see(session, look, item, pixels, point, options) -> ways.Seen:
     return ways.closely(session, look, prob, budget, read, room, told=asked)
 
 
-def budget_of(session, point, options):
-    return session.budget(tokens=point.get("number", options.constant), scales=point.get("scales"))
+def budget_of(point, options) -> dict:
+    return {"tokens": point.get("number", options.constant), "scales": point.get("scales")}
 
 
 def in_glances(session, point, options) -> bool:
     """Whether an ask of this budget looks in one place after another, each answered by itself."""
     asked = point["figure"] == "constant" and point["scales"] or point["series"] == "top-down"
-    return bool(asked) and len(session.glances(budget_of(session, point, options), anywhere=False)) > 1
+    return bool(asked) and len(session.glances(session.budget(**budget_of(point, options)), anywhere=False)) > 1
 
 
 def measure(session, frame, item, pixels, point, options) -> dict:
     start = time.perf_counter()
     look = session.look(frame)
     if in_glances(session, point, options):
-        said, rows, seen = ways.asked(look, item.prompt, tokens=point.get("number", options.constant), scales=point.get("scales"), max_tokens=options.max_tokens)
+        said, rows, seen = ways.asked(look, item.prompt, **budget_of(point, options), max_tokens=options.max_tokens)
     else:
         seen = see(session, look, item, pixels, point, options)
         said, rows = ways.say(session, look, item.prompt, seen, options.max_tokens)

@@ -53,7 +53,7 @@ def plan(geometry: dict, tokens: int | None = None, looks: int | str | None = No
     reachable, left_out = sum(capacity), [0] * (len(high) - len(capacity))
     notes = []
     if tokens is not None and tokens > reachable:
-        notes.append(f"{tokens} patches were asked for; the model has {reachable}, all of them are taken")
+        notes.append(f"{tokens} patches were asked for; the model has no more than {reachable}")
         tokens, looks = None, "all"
     arguments = dict(num_tokens=tokens) if tokens is not None else dict(all=True) if looks == "all" else dict(num_looks=1 if looks is None else looks)
     planned = [look + left_out for look in _core.plan_looks(capacity, per_look, **arguments)]
@@ -62,11 +62,11 @@ def plan(geometry: dict, tokens: int | None = None, looks: int | str | None = No
     return Budget(planned, tuple(notes), scales)
 
 
-def parts(geometry: dict, budget: Budget, size: int) -> list[Budget]:
-    """A budget as equal ones of at least `size` patches and less than twice that; itself where it is less than two of them."""
+def parts(geometry: dict, budget: Budget, size: int, most: int) -> list[Budget]:
+    """A budget as equal ones of at least `size` patches, and less than twice that where these are not more than `most`; itself where it is less than two of them."""
     rounded = len(budget.looks[0]) if budget.looks else 0       # patches that it may fall short by
-    count = (budget.num_patches + rounded) // size
+    count = min((budget.num_patches + rounded) // size, most)
     if count < 2:
         return [budget]
     part = plan(geometry, max(size, -(-budget.num_patches // count)), None, budget.scales)
-    return [replace(part, notes=budget.notes), *[part] * (count - 1)]
+    return [replace(part, notes=budget.notes)] * count

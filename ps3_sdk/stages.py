@@ -93,9 +93,12 @@ class Stages:
 
     def glances(self, plan: budget.Budget, anywhere: bool) -> list[budget.Budget]:
         """A budget in the parts that are looked at and answered one after another, until something is found: of models that look around the best place, which
-        are trained for so many patches in one place. anywhere: as in aimed()."""
-        size = None if self.language is None or anywhere or "look_around" not in self.language.spec else self.language.spec["num_tokens"]
-        return budget.parts(self.geometry, plan, size) if size else [plan]
+        are trained for so many patches in one place; no more of them than there are neighbourhoods. anywhere: as in aimed()."""
+        spec = {} if self.language is None or anywhere else self.language.spec
+        if not spec.get("look_around") or not spec["num_tokens"]:
+            return [plan]
+        places = self.geometry["scales_px"][0] // self.patch_px
+        return budget.parts(self.geometry, plan, spec["num_tokens"], most=(-(-places // (2 * spec["look_around"] + 1))) ** 2)
 
     def select(self, prob: np.ndarray, scale_px: int, count: int, taken: np.ndarray, r: int = 1) -> np.ndarray:
         """The `count` best free patches of a scale as ascending int32 ids; ties go to the lower id; marks them taken. r > 1: whole r x r blocks."""

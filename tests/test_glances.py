@@ -103,15 +103,20 @@ def test_a_budget_is_divided_into_glances_of_at_least_the_default(session, token
     assert session.glances(session.budget(tokens), anywhere=True) == [session.budget(tokens)]
 
 
-def test_all_patches_are_glances_too_and_notes_come_once(session):
-    found = session.glances(session.budget(10 ** 6), anywhere=False)
-    assert 87_000 < sum(part.num_patches for part in found) <= 87_480 + 3 * len(found) and found[0].notes and not any(part.notes for part in found[1:])
+def test_all_patches_are_no_more_glances_than_there_are_neighbourhoods(session, look, monkeypatch):
+    whole = session.budget(10 ** 6)
+    found = session.glances(whole, anywhere=False)
+    assert len(found) == 9 * 9 and 87_000 < sum(part.num_patches for part in found) <= 87_480 and all(part.notes == whole.notes for part in found)
+    scripted(monkeypatch, NO, ask.Words("X", (), 0.7, True))
+    notes = look.ask(THERE, tokens=10 ** 6).notes      # whichever glance is answered, what was changed in the budget is told, and nothing else is claimed
+    assert [note for note in notes if "were asked for" in note] == ["1000000 patches were asked for; the model has no more than 87480"]
     assert all(part.looks[0][1:] == [0, 0] for part in session.glances(session.budget(1500, scales=1), anywhere=False))
 
 
 def test_parts_of_a_budget(session):
     whole = budget.plan(session.geometry, 1000)
-    assert budget.parts(session.geometry, whole, 600) == [whole] and len(budget.parts(session.geometry, whole, 300)) == 3
+    assert budget.parts(session.geometry, whole, 600, 9) == [whole] and len(budget.parts(session.geometry, whole, 300, 9)) == 3
+    assert [part.num_patches for part in budget.parts(session.geometry, whole, 100, 2)] == [498, 498]
 
 
 def test_neighbourhoods_that_were_looked_at_are_passed_over():

@@ -129,12 +129,10 @@ def _work(names, free, ready, split, seed, first, stride, frame_px, uses, drawn)
         i = free.get()
         scene, rng = scenes[index], np.random.default_rng([seed, index, 77])
         rounds, items = [_questions(scenes, rng, scene) for _ in range(uses)], scene.items
-        captions = scenes.captions(rng, scene.domain, items)
         if rng.random() < NOTHING:
             scene.frame[:], items = nothing_to_see(rng, scene.frame), []
-            captions = []
             rounds = [[replace(question, answer="", item=None, box_px=None) for question in questions] for questions in rounds]
         np.ndarray((*frame_px, 3), np.uint8, memory[i].buf)[:] = scene.frame
         ready.put((i, signs_of(items, frame_px), scene_labels(items, frame_px), [asked_of(questions, items, frame_px) for questions in rounds],
-                   captions, boxes_of(items, frame_px)))
+                   scenes.captions(rng, scene.domain, items), boxes_of(items, frame_px)))
         index += stride

@@ -18,7 +18,7 @@ from .captions import Captions
 from .examples import LOW_GRID, Example
 from .nano import NOT_SEEN
 from .places import aim
-from .prefix import behind
+from .prefix import behind, together
 from .reading import IGNORED, Reader
 
 CONTRAST = 1.0  # weight of the contrast between places beside the probabilities' own loss
@@ -121,11 +121,10 @@ class Looking(nn.Module):
     def prob(self, score, prompts: Tensor, of: Tensor) -> Tensor:
         """(q, 729) probabilities, for prompts (q, width) and what score compares them with, (scenes, places, width) each. of: (q,) int64 ascending, which
         scene each is of: the prompts of a scene are scored together, so that its features are normalised once."""
-        place = torch.arange(len(of), device=of.device) - torch.searchsorted(of, of)        # among its scene's
         with torch.autocast(prompts.device.type, enabled=False):        # those near 0 and 1 need more digits
             prompts, low, view = prompts.float(), *(part.float() for part in score)
-            together = prompts.new_zeros(len(low), int(place.max()) + 1, prompts.shape[1]).index_put((of, place), prompts)
-            return self.model.vision.vision_model.score(low, view, together)[of, place].flatten(1).clamp(1e-6, 1 - 1e-6)
+            prompts, place = together(prompts, of, len(low))
+            return self.model.vision.vision_model.score(low, view, prompts)[of, place].flatten(1).clamp(1e-6, 1 - 1e-6)
 
     def where(self, prob: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and recall of places, both (q, 729); a row of truth that is all zeros has nothing to find."""

@@ -10,6 +10,13 @@ from ps3_sdk.export.reference.trunk import KeyValue
 from ps3_sdk.export.reference.vila.llm import Decoder, rotate
 
 
+def together(rows: Tensor, of: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Rows (n, ..) by the group that each is of -> (count, most of one group, ..), zeros behind the smaller ones, and which of its group each row is, (n,) int64.
+    of: (n,) int64 ascending."""
+    place = torch.arange(len(of), device=of.device) - torch.searchsorted(of, of)
+    return rows.new_zeros(count, int(place.max()) + 1, *rows.shape[1:]).index_put((of, place), rows), place
+
+
 def behind(llm: Decoder, prefixes: Sequence[KeyValue], of: Tensor, rows: Tensor) -> Tensor:
     """Texts, each behind a prefix and blind for the others: what llm(rows, prefixes taken by `of`) gives.
 
@@ -17,9 +24,7 @@ def behind(llm: Decoder, prefixes: Sequence[KeyValue], of: Tensor, rows: Tensor)
     rows: (texts, rows, width). Returns hidden states after the final norm, (texts, rows, width).
     """
     config, past = llm.config, prefixes[0][0].shape[2]
-    place = torch.arange(len(of), device=of.device) - torch.searchsorted(of, of)        # among its prefix's
-    texts = (len(prefixes[0][0]), int(place.max()) + 1)
-    x = rows.new_zeros(*texts, *rows.shape[1:]).index_put((of, place), rows)
+    x, place = together(rows, of, len(prefixes[0][0]))
     positions = torch.arange(past, past + rows.shape[1], device=rows.device)
     later = positions > positions[:, None]
     group = config.num_heads // config.num_kv_heads

@@ -39,7 +39,7 @@ def patches_of(frame: np.ndarray, ids: np.ndarray | None = None, px: int = BASE_
 def slot_labels(codes: np.ndarray, boxes_px: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Which character each half of each patch shows: (270, 540) uint8.
 
-    The one that covers most of it, in each row of patches; a character that has no half so (every second point, every third I) gets the one that shows most of
+    The one that covers most of it, in each row of patches; a character that has no half so, as many points and I, gets the one that shows most of
     it, if what had that half has another.
 
     Args:
