@@ -24,7 +24,7 @@ from .looking import Looking
 from .optimiser import Optimiser, schedule
 from .reading import DensePool, Reader, augmented, normalised, slot_accuracy
 from .spell import Speller, Words, words_batch
-from .state import Run
+from .state import Run, load_heads, save_heads
 
 BEFORE = {"look": "read", "look_on": "look", "answer": "look_on"}
 LOG_EVERY = 10
@@ -128,6 +128,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 with run.mean.inside():
                     nano.save(model, options.run / "model", torch.float16)
                     reader.save_head(options.run / "model")
+                    save_heads(options.run / "model", captions=looking.captions, things=looking.things)
     finally:
         frames.close()
 
@@ -167,6 +168,7 @@ def begin(module: nn.Module, run: Path, stage: str) -> None:
     if is_checkpoint(stage):
         nano.load(module.model, stage)
         module.reader.load_head(stage)
+        load_heads(stage, captions=module.captions, things=module.things)
         return
     path = run / stage / "state.pt"
     if not path.exists():

@@ -20,12 +20,14 @@ from .nano import NOT_SEEN
 from .places import aim
 from .prefix import behind, together
 from .reading import IGNORED, Reader
+from .things import Things, labels_of
 
 CONTRAST = 1.0  # weight of the contrast between places beside the probabilities' own loss
 RIVALS = 1.0    # of the contrast between the texts of a frame: which of them is asked for, when all are found
 SURE = 0.5      # of how sure probabilities are there; what is told to the language model is to be believed
 AIM = 8.0       # of where a prompt says that its places are
 CAPTIONS = 0.3  # of things told by their captions
+THINGS = 0.3    # of the kind and colour of the thing that each place of the view is of
 
 
 class Found(NamedTuple):
@@ -50,6 +52,7 @@ class Looking(nn.Module):
         self.model, self.reader = model, reader
         self.log_temperature = nn.Parameter(torch.tensor(2.5))      # of the contrast between places
         self.captions = Captions(model.config.vision.trunk.width, model.config.llm.width)
+        self.things = Things(model.config.vision.view_width)
         self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
 
     def positions(self, index: int, ids: Tensor) -> Tensor:
@@ -71,7 +74,7 @@ class Looking(nn.Module):
         return self.looked(losses), {**detached(losses), **measures}
 
     def looked(self, losses: dict[str, Tensor]) -> Tensor:
-        return losses["where"] + RIVALS * losses["rivals"] + SURE * losses["sure"] + AIM * losses["aim"] + 0.3 * losses["prior"] + CAPTIONS * losses["captions"]
+        return losses["where"] + RIVALS * losses["rivals"] + SURE * losses["sure"] + AIM * losses["aim"] + 0.3 * losses["prior"] + CAPTIONS * losses["captions"] + THINGS * losses["things"]
 
     def find(self, examples: Sequence[Example]) -> Found:
         """Where is what is asked, and where is anything to read?"""
@@ -93,6 +96,7 @@ class Looking(nn.Module):
         losses["rivals"], losses["sure"] = self.among(prob, truth, signs[of])
         losses["prior"], _ = self.where(self.prob(score, vision.prior_prompt.expand(count, -1), torch.arange(count, device=self.device)), signs.float())
         losses["captions"], measures["told"] = self.tell(seen.hidden[-1], examples)
+        losses["things"], measures["kind"] = self.things(score[1], labels_of(examples, self.device))
         return Found(losses, measures, seen, kv, questions, of, prompts, prob, truth)
 
     def tell(self, features: Tensor, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:

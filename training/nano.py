@@ -32,7 +32,7 @@ class Sizes:
     vision_width: int = 128
     vision_depth: int = 6
     vision_heads: int = 4
-    view_hidden: int = 64
+    view_hidden: int = 128
     view_width: int = 96
     language_width: int = 192
     language_depth: int = 4

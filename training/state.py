@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from .optimiser import Optimiser
 
 
+HEADS = "training_heads.safetensors"
+
+
 class Run:
     """A folder of one training stage: state.pt, log.jsonl. step counts optimiser steps, seconds the time spent in all sittings; mean: of the weights
     of about the last `mean_over` steps."""
@@ -50,6 +53,28 @@ class Run:
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         print(" ".join(f"{k} {v}" for k, v in entry.items()), flush=True)
+
+
+def save_heads(folder: str | Path, **heads: nn.Module) -> None:
+    """What only training knows, beside the weights of a checkpoint folder, for trainings that go on from it. Other heads that the folder has stay; written beside and renamed."""
+    from safetensors.torch import load_file, save_file
+    path = Path(folder) / HEADS
+    every = load_file(path) if path.exists() else {}
+    for name, head in heads.items():
+        every.update({f"{name}.{key}": value.detach().cpu().contiguous() for key, value in head.state_dict().items()})
+    save_file(every, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def load_heads(folder: str | Path, **heads: nn.Module) -> None:
+    """What save_heads() wrote; those that the folder does not have stay as they are."""
+    from safetensors.torch import load_file
+    path = Path(folder) / HEADS
+    every = load_file(path) if path.exists() else {}
+    for name, head in heads.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in every.items() if key.startswith(f"{name}.")}
+        if own:
+            head.load_state_dict(own)
 
 
 class Mean:

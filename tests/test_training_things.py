@@ -1,0 +1,103 @@
+"""Places say which kind of thing they are of; a wider view network goes on saying what the old one said."""
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'ps3_sdk[export]'")
+
+from ps3_sdk.errors import InputError
+from ps3_sdk.export.reference.scoring import ViewNet
+from ps3_sdk.training import nano, view
+from ps3_sdk.training.examples import make_example
+from ps3_sdk.training.scenes import Scenes
+from ps3_sdk.training.state import HEADS, load_heads, save_heads
+from ps3_sdk.training.things import NAMES, Things, labels_of
+from test_training_looking import SMALL
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return Scenes(split="train", seed=5, fallback=True, frame_px=(540, 960))
+
+
+def examples_of(scenes, count):
+    rng = np.random.default_rng(0)
+    return [make_example(scene, rng, 4, captions=scenes.captions(rng, scene.domain, scene.items)) for scene in (scenes[i] for i in range(count))]
+
+
+def test_labels_are_the_kind_and_the_colour_of_what_covers_a_place(scenes):
+    example, = examples_of(scenes, 1)
+    kinds, colours = labels_of([example])[0].numpy()
+    covered = example.boxes.numpy().any(axis=0)
+    assert covered.any() and not covered.all() and (kinds[~covered] == 0).all() and (colours[~covered] == 0).all()
+    for item, box in zip(scenes[0].items, example.boxes.numpy()):
+        alone = box & (example.boxes.numpy().sum(axis=0) == 1)
+        assert alone.any() and {NAMES[0][k - 1] for k in kinds[alone]} == {item.kind} and {NAMES[1][c - 1] for c in colours[alone]} == {item.colour}
+
+
+@pytest.mark.parametrize("side", [27, 54])
+def test_things_come_to_be_told_from_one_another_and_from_none(side):
+    """Of features with a direction for each kind, in the grid of the low-res pass and in that of the view."""
+    torch.manual_seed(0)
+    things, labels = Things(24), torch.zeros(2, 2, 729, dtype=torch.int64)
+    labels[0, :, 30:33] = torch.tensor([[3], [1]])
+    labels[1, :, 700:702] = torch.tensor([[7], [2]])
+    directions = torch.randn(8, 24)
+    features = directions[labels[:, 0]].unflatten(1, (27, 27)).repeat_interleave(side // 27, 1).repeat_interleave(side // 27, 2).flatten(1, 2)
+    optimiser, losses = torch.optim.Adam(things.parameters(), 3e-2), []
+    for _ in range(40):
+        loss, told = things(features, labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.1 * losses[0] and told == 1
+    assert things(features.flip(0), labels)[0] > 10 * losses[-1], "it is these places that it has learnt"
+    assert torch.isnan(things(features, labels * 0)[1])
+
+
+def test_a_view_network_of_twice_the_channels_begins_with_what_the_old_one_says(tmp_path, scenes):
+    model = nano.new_model(nano.write_folder(tmp_path / "model", SMALL), seed=3)
+    old = model.vision.vision_model.highres_selection_feature_module
+    new = ViewNet(dataclasses.replace(model.config.vision, view_hidden_width=2 * SMALL.view_hidden))
+    views = torch.stack([example.view for example in examples_of(scenes, 2)])
+    off = {}
+    for share in (0.0, 0.1, 2.0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(view, "NEW", share)
+            view.widen(new, old, views.flatten(0, 1))
+        with torch.no_grad():
+            wanted = old(views)
+            off[share] = float(((new(views) - wanted) ** 2).mean() / wanted.var())
+        filters = new.stem[0].weight.detach().flatten(1)
+        blind = filters[SMALL.view_hidden:] - filters[:SMALL.view_hidden]
+        assert torch.linalg.matrix_rank(filters) == (SMALL.view_hidden if share == 0 else 2 * SMALL.view_hidden)
+        assert (blind @ filters[:SMALL.view_hidden].T).abs().max() < 1e-3 * max(1e-3, float(filters.norm()) ** 2)
+    assert off[0.0] < 1e-9 < off[0.1] < off[2.0]
+
+
+def test_the_wider_folder_is_the_old_one_but_for_the_channels(tmp_path):
+    source = nano.write_folder(tmp_path / "from", SMALL)
+    view.widened(source, tmp_path / "to")
+    view.widened(source, tmp_path / "to")       # to go on, nothing changes
+    name = "vision_tower/config.json"
+    read = lambda folder: json.loads((folder / name).read_text("utf-8"))
+    assert read(tmp_path / "to") == read(source) | {"highres_selection_module_hidden_dim": 2 * SMALL.view_hidden}
+    assert all((tmp_path / "to" / path.relative_to(source)).read_bytes() == path.read_bytes() for path in source.rglob("*.json") if str(path.relative_to(source)) != name)
+    with pytest.raises(InputError, match="another training"):
+        view.widened(tmp_path / "to", tmp_path / "to")
+
+
+def test_heads_lie_beside_the_weights_and_others_stay(tmp_path):
+    first, second = Things(8), torch.nn.Linear(3, 2)
+    save_heads(tmp_path, things=first)
+    save_heads(tmp_path, captions=second)
+    fresh, other = Things(8), torch.nn.Linear(3, 2)
+    load_heads(tmp_path, things=fresh, captions=other)
+    assert torch.equal(fresh.heads[1].weight, first.heads[1].weight) and torch.equal(other.weight, second.weight)
+    before = other.bias.clone()
+    load_heads(tmp_path / "nowhere", captions=other)
+    load_heads(tmp_path, more=other)
+    assert torch.equal(other.bias, before) and [path.name for path in tmp_path.iterdir()] == [HEADS]
