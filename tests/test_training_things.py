@@ -1,6 +1,7 @@
 """Places say which kind of thing they are of; a wider view network goes on saying what the old one said."""
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ps3_sdk.errors import InputError
 from ps3_sdk.export.reference.scoring import ViewNet
 from ps3_sdk.training import nano, view
 from ps3_sdk.training.examples import make_example
+from ps3_sdk.training.reading import Reader
 from ps3_sdk.training.scenes import Scenes
 from ps3_sdk.training.state import HEADS, load_heads, save_heads
 from ps3_sdk.training.things import NAMES, Things, labels_of
@@ -88,6 +90,24 @@ def test_the_wider_folder_is_the_old_one_but_for_the_channels(tmp_path):
     assert all((tmp_path / "to" / path.relative_to(source)).read_bytes() == path.read_bytes() for path in source.rglob("*.json") if str(path.relative_to(source)) != name)
     with pytest.raises(InputError, match="another training"):
         view.widened(tmp_path / "to", tmp_path / "to")
+
+
+def test_a_wider_view_is_trained_and_the_rest_of_the_checkpoint_stays(tmp_path, scenes, monkeypatch):
+    source, run = nano.write_folder(tmp_path / "from", SMALL), tmp_path / "run"
+    old = nano.new_model(source, seed=4)
+    nano.save(old, source)
+    Reader(old.vision.vision_model).save_head(source)
+    examples = examples_of(scenes, 2)
+    monkeypatch.setattr(view, "Ring", lambda *given, **options: SimpleNamespace(next=lambda count: examples, close=lambda: None))
+    monkeypatch.setattr(view, "held_out_examples", lambda: examples)
+    monkeypatch.setattr("sys.argv", ["view", str(source), str(run), "--seconds", "1.5", "--lr", "0.1"])
+    view.main()
+    new = nano.new_model(run / "model")
+    nano.load(new, run / "model")
+    for (name, value), (_, was) in zip(new.state_dict().items(), old.state_dict().items()):
+        assert view.NAME in name or torch.equal(value, was.half().float()), name
+    log = [json.loads(line) for line in (run / "view/log.jsonl").read_text().splitlines()]
+    assert log[-1]["val_off"] < 0.5 and 0 <= log[-1]["val_kind"] <= 1 and (run / "model" / HEADS).exists()
 
 
 def test_heads_lie_beside_the_weights_and_others_stay(tmp_path):

@@ -49,8 +49,8 @@ class Telling(nn.Module):
         with torch.no_grad():
             wanted = self._old[0](views)
         off = 1 - F.cosine_similarity(features.float(), wanted.float(), dim=2).mean()
-        loss, told = self.things(features, labels_of(examples))
-        return TAUGHT * off + loss, {"off": off.detach(), "things": loss.detach(), "told": told}
+        loss, kind = self.things(features, labels_of(examples))
+        return TAUGHT * off + loss, {"off": off.detach(), "things": loss.detach(), "kind": kind}
 
 
 def main() -> None:
