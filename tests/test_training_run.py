@@ -233,3 +233,28 @@ def test_the_mean_of_two_checkpoints_is_a_checkpoint(folder, tmp_path):
         average([tmp_path / "1", tmp_path / "2"], tmp_path / "mean")
     with pytest.raises(InputError, match="holds no weights"):
         average([tmp_path / "none", tmp_path / "1"], tmp_path / "other")
+
+
+def test_a_part_that_was_made_larger_is_left_out_of_a_mean(folder, tmp_path):
+    from safetensors.torch import load_file
+    from ps3_sdk.training import view
+    from ps3_sdk.training.average import average
+    from ps3_sdk.training.state import HEADS, save_heads
+    old, name = nano.copy_folder(folder, tmp_path / "old"), "vision_tower/model.safetensors"
+    view.widened(old, tmp_path / "new")
+    for seed, each in enumerate((old, tmp_path / "new")):
+        nano.save(nano.new_model(each, seed=seed), each)
+    save_heads(tmp_path / "new", more=torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match="is not what"):
+        average([old, tmp_path / "new"], tmp_path / "mean")
+    average([old, tmp_path / "new"], tmp_path / "but", but=view.NAME)
+    first, second, mean = (load_file(each / name) for each in (old, tmp_path / "new", tmp_path / "but"))
+    for key, value in mean.items():
+        assert torch.allclose(value, second[key] if view.NAME in key else (first[key] + second[key]) / 2, atol=1e-6), key
+    assert (tmp_path / "but/vision_tower/config.json").read_bytes() == (tmp_path / "new/vision_tower/config.json").read_bytes()
+    assert (tmp_path / "but" / HEADS).read_bytes() == (tmp_path / "new" / HEADS).read_bytes()
+    with pytest.raises(InputError, match="not the same names and shapes"):
+        average([old, tmp_path / "new"], tmp_path / "other", but="no such part")
+    (old / "llm/tokenizer.json").write_bytes(b"{}")
+    with pytest.raises(InputError, match="other token ids"):
+        average([old, tmp_path / "new"], tmp_path / "another", but=view.NAME)
