@@ -42,7 +42,7 @@ def ask_together(seen: Sequence, prompt: str = "", *, prompt_embedding=None, tok
         timings = [Timing() for _ in seen]
         budget = session.budget(tokens, looks, scales)
         asked = Asked(seen, *look_for(seen, prompt, prompt_embedding, timings[0], selection), timings)
-        return _answered([asked], budget, choices, default=tokens is None and looks is None, on_text=on_text, **options)[0]
+        return _answered([asked], budget, choices, on_text=on_text, **options)[0]
 
 
 def ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=None, choices=None, selection=None, **options) -> list[Answer]:
@@ -59,13 +59,13 @@ def ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=No
         for prompt, timing in zip(prompts, timings):
             asked.append(Asked([look], *look_for([look], prompt, None, timing, selection), [timing]))
             look.memory["read"] = asked[-1].read
-        return [answers[0] for answers in _answered(asked, budget, choices, default=tokens is None and looks is None, **options)]
+        return [answers[0] for answers in _answered(asked, budget, choices, **options)]
 
 
-def _answered(asked: Sequence[Asked], budget, choices, *, default, rule=None, smooth=False, batch=1, max_tokens=None, sampling=None, cancel=None, on_text=None) -> list[list[Answer]]:
+def _answered(asked: Sequence[Asked], budget, choices, *, rule=None, smooth=False, batch=1, max_tokens=None, sampling=None, cancel=None, on_text=None) -> list[list[Answer]]:
     """Per question an answer for each of its looks. Where a budget is several glances, those that found nothing look again, elsewhere."""
     session = asked[0].seen[0].session
-    glances = [budget] if smooth is not False else session.glances(budget, asked[0].query.anywhere, default)
+    glances = [budget] if smooth is not False else session.glances(budget, asked[0].query.anywhere)
     for each in asked:
         _check_room(each.seen, each.ids, glances[0], rule)
     waiting, kept, looked = list(range(len(asked))), {}, {}

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     frame(ask)
     ask.add_argument("prompt", metavar="PROMPT", help="what to look for; \"\" picks by saliency alone, with an encoder")
     bundle_and_threads(ask)
-    ask.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode (default: what the bundle says, see ps3 info; of encoders one look); a bundle that looks in one place, as the embedded one does, spends twice that and more in further places until something is found")
+    ask.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode (default: what the bundle says, see ps3 info; of encoders one look); of a bundle that looks in one place, twice that and more are spent in further places until something is found")
     selection(ask)
     ask.add_argument("--choices", nargs="+", metavar="TEXT", help="rank these answers")
     ask.add_argument("--max-tokens", type=int, metavar="N", help="of the answer in words, for bundles with a language model")

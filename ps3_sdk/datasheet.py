@@ -46,8 +46,7 @@ def _text(manifest) -> str:
         r = language["downsample"]
         tokens, looks = language["num_tokens"], language["num_looks"]
         budget = f"{tokens} patches" if tokens is not None else f"{looks} looks" if looks is not None else "every patch"
-        places = f", in up to {language['glances']} places until something is found" if language.get("glances", 1) > 1 else ""
-        around = f", around the most probable place (radius {language['look_around']} of the low-res grid){places}" if "look_around" in language else ""
+        around = f", around the most probable place (radius {language['look_around']} of the low-res grid; more patches in further places, until something is found)" if "look_around" in language else ""
         calibrated = "; confidence is calibrated" if "confidence" in language else ""
         return (f"an ask looks at {budget}{around}{calibrated}\nlanguage model: {language['num_layers']} layers of width {language['width']}, {language['vocabulary']} tokens, context {language['context_length']} rows, "
                 f"{language['dtype']}; a row for each block of {r} x {r} patches")

@@ -99,9 +99,9 @@ class Session(Stages):
             prompt: what to look for; of an encoder, empty means bottom-up, by saliency alone. A language model reads an empty prompt as it is.
             prompt_embedding: (width,) f32 instead of a text, e.g. for bundles without a text tower.
             tokens: high-res patches to encode; 0 is the low-res pass alone, more than there are is clamped and noted. Default: what the bundle says
-                (`ps3 info`), of encoders one look. A bundle that looks around the most probable place looks in further places, one after another,
-                until it finds what it was asked: by default in as many as it says (language.glances; the embedded one in two), of a budget
-                in as many as that fills. So most answers cost one place, and "all" is not every patch (with selection="top_down" it is).
+                (`ps3 info`), of encoders one look. A bundle that looks around the most probable place spends twice its default and more on further
+                places, one after another, until it finds what was asked; so most answers cost no more, and "all" is
+                not every patch (with selection="top_down" it is).
             looks: instead of tokens, how many full looks of the model, or "all".
             scales: look only at the first high-res scales.
             choices: texts to rank by contrast with what was seen (encoder bundles).

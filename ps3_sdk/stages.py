@@ -91,15 +91,12 @@ class Stages:
         radius = None if self.language is None or anywhere else self.language.spec.get("look_around")
         return prob if radius is None else around(prob, radius, passed)
 
-    def glances(self, plan: budget.Budget, anywhere: bool, default: bool = False) -> list[budget.Budget]:
+    def glances(self, plan: budget.Budget, anywhere: bool) -> list[budget.Budget]:
         """A budget in the parts that are looked at and answered one after another, until something is found: of models that look around the best place, which
-        are trained for so many patches in one place; no more of them than there are neighbourhoods. anywhere: as in aimed() | default: nobody asked for this
-        budget, so it is one place's, and the bundle says how many places are looked at (language.glances)."""
+        are trained for so many patches in one place; no more of them than there are neighbourhoods. anywhere: as in aimed()."""
         spec = {} if self.language is None or anywhere else self.language.spec
         if not spec.get("look_around") or not spec["num_tokens"]:
             return [plan]
-        if default:
-            return [plan] * spec.get("glances", 1)
         places = self.geometry["scales_px"][0] // self.patch_px
         return budget.parts(self.geometry, plan, spec["num_tokens"], most=(-(-places // (2 * spec["look_around"] + 1))) ** 2)
 

@@ -72,18 +72,6 @@ def test_where_no_glance_finds_it_that_is_said_and_how_sure_the_least_sure_one_i
     assert answer.regions == ps3_sdk.answer.regions_from_map(seen[0][0].prob, seen[0][0].picked, answer.frame_size, patch_px=14)
 
 
-def test_an_ask_without_a_budget_looks_in_as_many_places_as_the_bundle_says(look, session):
-    assert session.language.spec["glances"] == 2
-    default, named, once = look.ask(ABSENT), look.ask(ABSENT, tokens=2 * GLANCE), look.ask(ABSENT, tokens=GLANCE)
-    assert not default.found and (default.confidence, default.notes) == (named.confidence, named.notes) and "looked at 2 places" in default.notes[-1]
-    for px, ids in default.picked.items():
-        assert np.array_equal(ids, named.picked[px]) and set(once.picked[px]) < set(ids)
-    assert not any("places" in note for note in once.notes)
-    many = look.ask_many([ABSENT, THERE])
-    assert all(np.array_equal(ids, default.picked[px]) for px, ids in many[0].picked.items()) and sum(map(len, many[1].picked.values())) == 480
-    assert all(np.array_equal(ids, once.picked[px]) for px, ids in look.encode(ABSENT).picked.items()), "what is encoded alone is one place"
-
-
 def test_streams_say_only_what_is_answered(look):
     for prompt in (THERE, ABSENT):
         pieces = []

@@ -40,7 +40,6 @@ class Sizes:
     language_mlp: int = 512
     num_token: int = 482          # four low-res places at every scale, 4 * (4 + 16 + 100), and 2 that rounding takes
     around: int = 1               # places looked at closely are the most probable one's neighbours
-    glances: int = 2              # where nothing is found in one place, another is looked at
 
 
 def write_folder(folder: str | Path, sizes: Sizes = Sizes(), vocabulary: int = 448) -> Path:
@@ -54,7 +53,7 @@ def write_folder(folder: str | Path, sizes: Sizes = Sizes(), vocabulary: int = 4
         "config.json": {
             "model_type": "llava_topdown_llama", "architectures": ["LlavaTopDownLlamaModel"], "ps3": True, "look_close_mode": "after_prompt",
             "top_down_prompt_head_type": "linear", "high_res_pos_embed": True, "high_res_prob_embed": True, "image_aspect_ratio": "resize", "mm_vision_select_feature": "cls_patch",
-            "mm_vision_select_layer": -1, "not_seen": NOT_SEEN, "num_look_close": None, "num_token_look_close": sizes.num_token, "look_close_around": sizes.around, "look_close_glances": sizes.glances, "image_encoder": None,
+            "mm_vision_select_layer": -1, "not_seen": NOT_SEEN, "num_look_close": None, "num_token_look_close": sizes.num_token, "look_close_around": sizes.around, "image_encoder": None,
             "llm_cfg": {}, "vision_tower_cfg": {}, "mm_projector_cfg": {}},
         "mm_projector/config.json": {"model_type": "v2l_projector", "mm_projector_type": "mlp_downsample_2x2_fix"},
         "vision_tower/config.json": {

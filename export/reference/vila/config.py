@@ -34,8 +34,7 @@ class LookOptions:
     num_tokens: patches of all looks together, wins over num_looks unless that is 0 | per_look: patches one look takes of each
     high-res scale, None for the tower's own | smooth: average the probabilities over 6 x 6 areas |
     rule: patches, the best ones, ties to the lower id (the public model leaves ties open), or blocks, whole blocks (see blocks.py) |
-    around: ours, not the public model's: places within so many of the most probable one are picked first, by prompts alone |
-    glances: ours, too, and the SDK's alone: how many such places an ask looks at, one after another, until something is found.
+    around: ours, not the public model's: places within so many of the most probable one are picked first, by prompts alone.
     """
     mode: str = "after_prompt"
     num_looks: int | str = 1
@@ -44,7 +43,6 @@ class LookOptions:
     smooth: bool = False
     rule: str = "patches"
     around: int | None = None
-    glances: int = 1
 
     def __post_init__(self):
         for name, known in (("mode", MODES), ("rule", RULES)):
@@ -187,7 +185,7 @@ def _needed(f: Fields, key: str) -> int:
 
 def _looks(f: Fields, mode: str) -> LookOptions:
     num_looks = f.count("num_look_close", None, low=0)
-    return LookOptions(mode, 1 if num_looks is None else num_looks, f.count("num_token_look_close", None, low=0), around=f.count("look_close_around", None), glances=f.count("look_close_glances", 1))
+    return LookOptions(mode, 1 if num_looks is None else num_looks, f.count("num_token_look_close", None, low=0), around=f.count("look_close_around", None))
 
 
 def _part(f: Fields, folder: Path, key: str, name: str) -> Path:
