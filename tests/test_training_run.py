@@ -16,7 +16,7 @@ from ps3_sdk.training.examples import Cutter
 from ps3_sdk.training.looking import Looking
 from ps3_sdk.training.optimiser import Optimiser
 from ps3_sdk.training.reading import Reader
-from ps3_sdk.training.state import Run
+from ps3_sdk.training.state import HEADS, Run, save_heads
 from test_training import folder     # noqa: F401, a fixture
 
 
@@ -26,8 +26,13 @@ def test_training_begins_with_a_checkpoint_folder(folder, tmp_path):
     nano.save(model, folder, torch.float16)
     first, second = Reader(model.vision.vision_model), Reader(other.vision.vision_model)
     first.save_head(folder)
-    begin(Looking(other, second), tmp_path, str(folder))
+    source, goes_on = Looking(model, first), Looking(other, second)
+    save_heads(folder, captions=source.captions, things=source.things)
+    assert not torch.equal(source.captions.seen.weight, goes_on.captions.seen.weight)
+    begin(goes_on, tmp_path, str(folder))
     assert torch.equal(first.head.weight, second.head.weight)
+    for (name, value), (_, theirs) in zip([*goes_on.captions.named_parameters(), *goes_on.things.named_parameters()], [*source.captions.named_parameters(), *source.things.named_parameters()]):
+        assert torch.equal(value, theirs), name
     assert all(torch.equal(a.half().float(), b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
     with pytest.raises(InputError, match="Train stage look first"):
         begin(Looking(other, second), tmp_path, "look")
@@ -58,6 +63,10 @@ def _meet(options, rank):
     if rank == 0:                       # the other has no gradient: zeros
         weight.grad = torch.tensor([2.0, 4.0, 6.0])
     machine.average([weight])
+    apart = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(apart.weight, float(rank + 1))
+    Optimiser(apart)
+    assert (apart.weight == 1).all(), "all begin with what the first one has"
     stack = torch.arange(10.0).view(5, 2)
     assert torch.equal(machine.shared(stack, lambda part: part * 2), stack * 2)
     (options.folder / f"{rank}.json").write_text(json.dumps(weight.grad.tolist()))
@@ -239,7 +248,6 @@ def test_a_part_that_was_made_larger_is_left_out_of_a_mean(folder, tmp_path):
     from safetensors.torch import load_file
     from ps3_sdk.training import view
     from ps3_sdk.training.average import average
-    from ps3_sdk.training.state import HEADS, save_heads
     old, name = nano.copy_folder(folder, tmp_path / "old"), "vision_tower/model.safetensors"
     view.widened(old, tmp_path / "new")
     for seed, each in enumerate((old, tmp_path / "new")):

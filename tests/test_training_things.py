@@ -10,9 +10,10 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 
 from ps3_sdk.errors import InputError
 from ps3_sdk.export.reference.scoring import ViewNet
-from ps3_sdk.training import nano, view
+from ps3_sdk.training import looking, nano, view
 from ps3_sdk.training.examples import make_example
-from ps3_sdk.training.reading import Reader
+from ps3_sdk.training.looking import Looking
+from ps3_sdk.training.reading import HEAD, Reader
 from ps3_sdk.training.scenes import Scenes
 from ps3_sdk.training.state import HEADS, load_heads, save_heads
 from ps3_sdk.training.things import NAMES, Things, labels_of
@@ -97,6 +98,7 @@ def test_a_wider_view_is_trained_and_the_rest_of_the_checkpoint_stays(tmp_path, 
     old = nano.new_model(source, seed=4)
     nano.save(old, source)
     Reader(old.vision.vision_model).save_head(source)
+    save_heads(source, captions=torch.nn.Linear(2, 3))
     examples = examples_of(scenes, 2)
     monkeypatch.setattr(view, "Ring", lambda *given, **options: SimpleNamespace(next=lambda count: examples, close=lambda: None))
     monkeypatch.setattr(view, "held_out_examples", lambda: examples)
@@ -107,7 +109,25 @@ def test_a_wider_view_is_trained_and_the_rest_of_the_checkpoint_stays(tmp_path, 
     for (name, value), (_, was) in zip(new.state_dict().items(), old.state_dict().items()):
         assert view.NAME in name or torch.equal(value, was.half().float()), name
     log = [json.loads(line) for line in (run / "view/log.jsonl").read_text().splitlines()]
-    assert log[-1]["val_off"] < 0.5 and 0 <= log[-1]["val_kind"] <= 1 and (run / "model" / HEADS).exists()
+    assert log[-1]["val_off"] < 0.5 and 0 <= log[-1]["val_kind"] <= 1 and (run / "model" / HEAD).read_bytes() == (source / HEAD).read_bytes()
+    kept = torch.nn.Linear(2, 3)
+    before = kept.weight.clone()
+    load_heads(run / "model", captions=kept, things=Things(SMALL.view_width))
+    assert not torch.equal(kept.weight, before), "heads of other parts come along"
+
+
+def test_looking_teaches_the_view_which_kind_each_place_is_of(tmp_path, scenes, monkeypatch):
+    model = nano.new_model(nano.write_folder(tmp_path / "model", SMALL))
+    module, example = Looking(model, Reader(model.vision.vision_model)), examples_of(scenes, 1)
+    gradients = {}
+    for weight in (0.0, 0.3):
+        monkeypatch.setattr(looking, "THINGS", weight)
+        loss, measures = module.search(example)
+        loss.backward()
+        gradients[weight] = model.vision.vision_model.highres_selection_feature_module.out_proj.weight.grad.clone()
+        module.zero_grad()
+    assert measures["things"] > 0 and 0 <= measures["kind"] <= 1
+    assert (gradients[0.3] - gradients[0.0]).norm() > 1e-3 * gradients[0.0].norm()
 
 
 def test_heads_lie_beside_the_weights_and_others_stay(tmp_path):

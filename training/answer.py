@@ -24,7 +24,7 @@ from .looking import Looking
 from .optimiser import Optimiser, schedule
 from .reading import DensePool, Reader, augmented, normalised, slot_accuracy
 from .spell import Speller, Words, words_batch
-from .state import Run, load_heads, save_heads
+from .state import Run, load_heads, means, save_heads
 
 BEFORE = {"look": "read", "look_on": "look", "answer": "look_on"}
 LOG_EVERY = 10
@@ -151,12 +151,6 @@ class Frames:
     def close(self) -> None:
         for _, ring in self._rings:
             ring.close()
-
-
-def means(measures: dict[str, list]) -> dict[str, float]:
-    """Of each measure, tensors or numbers, over those that are numbers at all."""
-    measures = {key: [float(value) for value in values] for key, values in measures.items()}
-    return {key: float(np.nanmean(values)) for key, values in measures.items() if not np.isnan(values).all()}
 
 
 def is_checkpoint(stage: str | None) -> bool:

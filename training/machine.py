@@ -52,6 +52,14 @@ def average(parameters: list[Tensor]) -> None:
         parameter.grad = mean.view_as(parameter)
 
 
+@torch.no_grad()
+def as_the_first(parameters: list[Tensor]) -> None:
+    """Parameters become the first process's, in all of them: averaged gradients are worth nothing where weights differ."""
+    if dist.is_initialized():
+        for parameter in parameters:
+            dist.broadcast(parameter.data, 0)
+
+
 def agreed(value: float) -> float:
     """The first process's value, in all of them."""
     if not dist.is_initialized():

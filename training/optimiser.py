@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .machine import average, multiplies_bfloat16, shared
+from .machine import as_the_first, average, multiplies_bfloat16, shared
 
 STEPS = (3.4445, -4.7750, 2.0315)       # of the iteration that takes singular values to about 1
 
 
 class Optimiser:
-    """A pair of optimisers with one step(), state_dict() and load_state_dict().
+    """A pair of optimisers with one step(), state_dict() and load_state_dict(). All processes begin with the first one's parameters.
 
     groups: parameters by their name's beginning -> factor on the learning rate; a factor of 0 leaves them as they are.
     """
@@ -28,6 +28,7 @@ class Optimiser:
         decay, plain = [p for p in rest if p.ndim >= 2], [p for p in rest if p.ndim < 2]
         self.adam = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=adam_lr, betas=(0.9, 0.98), fused=True)
         self._muon_lr, self._adam_lr, self._all = muon_lr, adam_lr, [p for _, p in named]
+        as_the_first(self._all)
 
     def step(self, scale: float = 1.0, clip: float = 1.0) -> float:
         """One step with both learning rates times `scale`, then zero gradients. Returns the gradient's length before clipping."""

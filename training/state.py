@@ -6,11 +6,11 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .optimiser import Optimiser
-
 
 HEADS = "training_heads.safetensors"
 
@@ -53,6 +53,12 @@ class Run:
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         print(" ".join(f"{k} {v}" for k, v in entry.items()), flush=True)
+
+
+def means(measures: dict[str, list]) -> dict[str, float]:
+    """Of each measure, tensors or numbers, over those that are numbers at all."""
+    measures = {key: [float(value) for value in values] for key, values in measures.items()}
+    return {key: float(np.nanmean(values)) for key, values in measures.items() if not np.isnan(values).all()}
 
 
 def save_heads(folder: str | Path, **heads: nn.Module) -> None:

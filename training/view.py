@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Sequence
 
@@ -19,13 +20,12 @@ from ps3_sdk.errors import InputError
 from ps3_sdk.export.reference.scoring import ViewNet
 
 from . import machine, nano
-from .answer import means
 from .examples import Example, make_example
 from .frames import Ring
 from .optimiser import Optimiser, schedule
-from .reading import Reader
+from .reading import HEAD
 from .scenes import Scenes
-from .state import HEADS, Run, load_heads, save_heads
+from .state import HEADS, Run, load_heads, means, save_heads
 from .things import Things, labels_of
 
 TAUGHT = 4.0        # weight of saying what the old network said
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def widened(source: Path, folder: Path) -> None:
-    """Configuration and tokenizer of a checkpoint folder with twice the channels in the view network. Raises InputError: `folder` has other ones."""
+    """Configuration, tokenizer and training's heads of a checkpoint folder with twice the channels in the view network. Raises InputError: `folder` has other ones."""
     name = "vision_tower/config.json"
     settings = json.loads((source / name).read_text("utf-8"))
     settings["highres_selection_module_hidden_dim"] *= 2
@@ -79,6 +79,9 @@ def widened(source: Path, folder: Path) -> None:
         raise InputError(f"[training] {folder / name} is of another training. Take another RUN folder.")
     if not (folder / name).exists():
         nano.copy_folder(source, folder)
+        for head in (HEAD, HEADS):
+            if (source / head).exists():
+                shutil.copyfile(source / head, folder / head)
         (folder / name).write_text(text, "utf-8")
 
 
@@ -160,12 +163,7 @@ def write(run: Run, telling: Telling, old, new, options: argparse.Namespace, hel
         kept = {name: value for name, value in old.state_dict().items() if NAME not in name}
         new.load_state_dict(kept, strict=False)
         nano.save(new, options.run / "model", torch.float16)
-        if (options.source / HEADS).exists():
-            (options.run / "model" / HEADS).write_bytes((options.source / HEADS).read_bytes())
         save_heads(options.run / "model", things=telling.things)
-    reader = Reader(new.vision.vision_model)
-    reader.load_head(options.source)
-    reader.save_head(options.run / "model")
     run.save()
 
 
