@@ -11,7 +11,7 @@ from conftest import ROOT
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'ps3_sdk[export]'")
 
 from ps3_sdk.errors import InputError
-from ps3_sdk.training import nano
+from ps3_sdk.training import machine, nano
 from ps3_sdk.training.examples import Cutter
 from ps3_sdk.training.looking import Looking
 from ps3_sdk.training.optimiser import Optimiser
@@ -249,7 +249,7 @@ def test_a_part_that_was_made_larger_is_left_out_of_a_mean(folder, tmp_path):
     from ps3_sdk.training import view
     from ps3_sdk.training.average import average
     old, name = nano.copy_folder(folder, tmp_path / "old"), "vision_tower/model.safetensors"
-    view.widened(old, tmp_path / "new")
+    view.begin_folder(old, tmp_path / "new", 2)
     for seed, each in enumerate((old, tmp_path / "new")):
         nano.save(nano.new_model(each, seed=seed), each)
     save_heads(tmp_path / "new", more=torch.nn.Linear(2, 2))
@@ -266,3 +266,15 @@ def test_a_part_that_was_made_larger_is_left_out_of_a_mean(folder, tmp_path):
     (old / "llm/tokenizer.json").write_bytes(b"{}")
     with pytest.raises(InputError, match="other token ids"):
         average([old, tmp_path / "new"], tmp_path / "another", but=view.NAME)
+
+
+def test_a_profile_says_where_the_time_of_some_steps_goes(capsys):
+    def slept():
+        time.sleep(0.001)
+    profile = machine.Profile(3, 1)
+    for _ in range(7):
+        slept(), torch.ones(8, 8) @ torch.ones(8, 8)
+        profile.step()
+    out = capsys.readouterr().out
+    assert out.count("(slept)") == 2 and out.count("aten::mm") >= 1
+    assert all(line.split()[0] == "1" for line in out.splitlines() if "(slept)" in line), "of one step"

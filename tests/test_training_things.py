@@ -83,17 +83,18 @@ def test_a_view_network_of_twice_the_channels_begins_with_what_the_old_one_says(
 
 def test_the_wider_folder_is_the_old_one_but_for_the_channels(tmp_path):
     source = nano.write_folder(tmp_path / "from", SMALL)
-    view.widened(source, tmp_path / "to")
-    view.widened(source, tmp_path / "to")       # to go on, nothing changes
+    view.begin_folder(source, tmp_path / "to", 2)
+    view.begin_folder(source, tmp_path / "to", 2)       # to go on, nothing changes
     name = "vision_tower/config.json"
     read = lambda folder: json.loads((folder / name).read_text("utf-8"))
     assert read(tmp_path / "to") == read(source) | {"highres_selection_module_hidden_dim": 2 * SMALL.view_hidden}
     assert all((tmp_path / "to" / path.relative_to(source)).read_bytes() == path.read_bytes() for path in source.rglob("*.json") if str(path.relative_to(source)) != name)
     with pytest.raises(InputError, match="another training"):
-        view.widened(tmp_path / "to", tmp_path / "to")
+        view.begin_folder(tmp_path / "to", tmp_path / "to", 2)
 
 
-def test_a_wider_view_is_trained_and_the_rest_of_the_checkpoint_stays(tmp_path, scenes, monkeypatch):
+@pytest.mark.parametrize("options", (["--twice", "--lr", "0.1"], ["--lr", "0"]), ids=("wider", "as wide"))
+def test_a_view_is_trained_and_the_rest_of_the_checkpoint_stays(tmp_path, scenes, monkeypatch, options):
     source, run = nano.write_folder(tmp_path / "from", SMALL), tmp_path / "run"
     old = nano.new_model(source, seed=4)
     nano.save(old, source)
@@ -102,12 +103,12 @@ def test_a_wider_view_is_trained_and_the_rest_of_the_checkpoint_stays(tmp_path, 
     examples = examples_of(scenes, 2)
     monkeypatch.setattr(view, "Ring", lambda *given, **options: SimpleNamespace(next=lambda count: examples, close=lambda: None))
     monkeypatch.setattr(view, "held_out_examples", lambda: examples)
-    monkeypatch.setattr("sys.argv", ["view", str(source), str(run), "--seconds", "1.5", "--lr", "0.1"])
+    monkeypatch.setattr("sys.argv", ["view", str(source), str(run), "--seconds", "1.5", *options])
     view.main()
     new = nano.new_model(run / "model")
     nano.load(new, run / "model")
     for (name, value), (_, was) in zip(new.state_dict().items(), old.state_dict().items()):
-        assert view.NAME in name or torch.equal(value, was.half().float()), name
+        assert view.NAME in name and "--twice" in options or torch.equal(value, was.half().float()), name
     log = [json.loads(line) for line in (run / "view/log.jsonl").read_text().splitlines()]
     assert log[-1]["val_off"] < 0.5 and 0 <= log[-1]["val_kind"] <= 1 and (run / "model" / HEAD).read_bytes() == (source / HEAD).read_bytes()
     kept = torch.nn.Linear(2, 3)

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import argparse
+import cProfile
 import os
+import pstats
 import tempfile
 from contextlib import contextmanager
 from typing import Callable
@@ -109,12 +111,14 @@ def compiled(function: Callable, options: argparse.Namespace) -> Callable:
 
 
 class Profile:
-    """Where the time of `count` steps goes, after `skipped` others: printed once, by operator, the GPU's time first where there is one."""
+    """Where the time of `count` steps goes, after `skipped` others: printed once, first what the host's functions took in the last `count` of these others
+    (what waits for data or for the GPU shows there), then every operator, the GPU's time first where there is one."""
 
     def __init__(self, skipped: int, count: int):
         from torch.profiler import ProfilerActivity, profile, schedule
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-        self._count, self._profile = skipped + count + 1, profile(activities=activities, schedule=schedule(wait=skipped, warmup=1, active=count, repeat=1), on_trace_ready=self._print)
+        self._at, self._from, self._skipped, self._end, self._host = 0, skipped - count, skipped, skipped + count + 1, cProfile.Profile()
+        self._profile = profile(activities=activities, schedule=schedule(wait=skipped, warmup=1, active=count, repeat=1), on_trace_ready=self._print)
         self._profile.start()
 
     def _print(self, profile) -> None:
@@ -123,8 +127,15 @@ class Profile:
 
     def step(self) -> None:
         """After each step."""
-        if self._count > 0:
-            self._profile.step()
-            self._count -= 1
-            if not self._count:
-                self._profile.stop()
+        if self._at == self._end:
+            return
+        self._at += 1
+        if self._at == self._skipped:
+            self._host.disable()
+            for order in ("tottime", "cumulative"):
+                pstats.Stats(self._host).strip_dirs().sort_stats(order).print_stats(25)
+        self._profile.step()
+        if self._at == self._from:
+            self._host.enable()
+        if self._at == self._end:
+            self._profile.stop()

@@ -1,7 +1,7 @@
-"""python -m ps3_sdk.training.view FROM RUN: the checkpoint FROM with a view network of twice the channels, in RUN/model. Continues where it was stopped.
+"""python -m ps3_sdk.training.view FROM RUN: the view network of the checkpoint FROM is taught what kind of thing each place is of, in RUN/model. Continues where it was stopped.
 
-The network of the 1512 px view is what tells small things apart before anything is looked at closely. A wider one goes on
-saying what the old one said, which the prompts know how to ask for, and learns what kind of thing each place is of and in which colour. Training goes on from RUN/model with --begin.
+The network of the 1512 px view is what tells small things apart before anything is looked at closely. It goes on saying what it said, which the prompts
+know how to ask for, and learns the kind and the colour of the thing at each place; with --twice with twice the channels. Training goes on from RUN/model with --begin.
 """
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="FROM")
     parser.add_argument("run", type=Path)
+    parser.add_argument("--twice", action="store_true", help="with twice the channels that FROM has")
     parser.add_argument("--seconds", type=float, default=1500, help="train for so long, in all sittings")
     parser.add_argument("--scenes", type=int, default=3, help="per step and process")
     parser.add_argument("--uses", type=int, default=2, help="of each scene")
@@ -65,15 +66,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.device != "cpu":
         raise InputError(f"[training] --device {options.device}; this stage runs on the processor alone.")
-    widened(options.source, options.run / "model")
+    begin_folder(options.source, options.run / "model", 1 + options.twice)
     machine.launch(work, options)
 
 
-def widened(source: Path, folder: Path) -> None:
-    """Configuration, tokenizer and training's heads of a checkpoint folder with twice the channels in the view network. Raises InputError: `folder` has other ones."""
+def begin_folder(source: Path, folder: Path, times: int) -> None:
+    """Configuration, tokenizer and training's heads of a checkpoint folder with so many times the channels in the view network. Raises InputError: `folder` has other ones."""
     name = "vision_tower/config.json"
     settings = json.loads((source / name).read_text("utf-8"))
-    settings["highres_selection_module_hidden_dim"] *= 2
+    settings["highres_selection_module_hidden_dim"] *= times
     text = json.dumps(settings, indent=1) + "\n"
     if (folder / name).exists() and (folder / name).read_text("utf-8") != text:
         raise InputError(f"[training] {folder / name} is of another training. Take another RUN folder.")
@@ -119,7 +120,10 @@ def work(options: argparse.Namespace, rank: int) -> None:
     ring = Ring("train", options.seed, size=24, uses=options.uses, frame_px=FRAME_PX, start=1_000_000 * rank)
     try:
         telling = Telling(getattr(old.vision.vision_model, NAME), getattr(new.vision.vision_model, NAME))
-        widen(telling.net, getattr(old.vision.vision_model, NAME), torch.cat([example.view for example in ring.next(4)]))
+        if options.twice:
+            widen(telling.net, getattr(old.vision.vision_model, NAME), torch.cat([example.view for example in ring.next(4)]))
+        else:
+            telling.net.load_state_dict(getattr(old.vision.vision_model, NAME).state_dict())
         load_heads(options.source, things=telling.things)
         optimiser = Optimiser(telling, muon_lr=0.01, adam_lr=1.2e-3)
         run = Run(options.run / "view", telling, optimiser, 100)
