@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 
 from ps3_sdk.errors import InputError
 from ps3_sdk.export.reference.scoring import ViewNet
-from ps3_sdk.training import looking, nano, view
+from ps3_sdk.training import answer, looking, nano, view
 from ps3_sdk.training.examples import make_example
 from ps3_sdk.training.looking import Looking
 from ps3_sdk.training.reading import HEAD, Reader
@@ -142,3 +142,20 @@ def test_heads_lie_beside_the_weights_and_others_stay(tmp_path):
     load_heads(tmp_path / "nowhere", captions=other)
     load_heads(tmp_path, more=other)
     assert torch.equal(other.bias, before) and [path.name for path in tmp_path.iterdir()] == [HEADS]
+
+
+def test_where_only_scoring_learns_nothing_else_has_a_gradient(tmp_path, scenes):
+    model = nano.new_model(nano.write_folder(tmp_path / "model", SMALL))
+    module = Looking(model, Reader(model.vision.vision_model))
+    answer.keep_still(module, trunk=False, score_only=True)
+    module.search(examples_of(scenes, 1))[0].backward()
+    learns = {name for name, parameter in module.named_parameters() if parameter.grad is not None and parameter.grad.abs().max() > 0}
+    assert all(name.startswith((*answer.SCORE, "log_temperature", "captions.", "things.")) for name in learns)
+    assert all(any(name.startswith(part) for name in learns) for part in answer.SCORE), "each part of it does"
+
+
+def test_answering_is_not_learnt_by_scoring_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["answer", str(tmp_path / "pool"), str(tmp_path / "run"), "answer", "--score-only"])
+    with pytest.raises(InputError, match="look and look_on"):
+        answer.main()
+    assert not (tmp_path / "run").exists()

@@ -29,6 +29,10 @@ from .state import Run, load_heads, means, save_heads
 BEFORE = {"look": "read", "look_on": "look", "answer": "look_on"}
 LOG_EVERY = 10
 NUM_CHECKED, TOGETHER = 24, 6   # held-out scenes; how many go through the networks together
+VISION = "model.vision.vision_model."
+TRUNK = (VISION + "trunk.", VISION + "pos_emb")
+SCORE = (VISION + "selection_feature_proj.", VISION + "highres_selection_feature_module.", VISION + "prompt_proj_for_highres.", VISION + "prior_prompt",
+         "model.projector.top_down_prompt_head.")       # what places are scored by
 READING = 4.0           # weight of reading dense text beside looking, which else undoes it: Muon's steps have one length, whichever loss they serve
 
 
@@ -45,6 +49,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="these are drawn at 1920x1080, which is faster; what is answered is 4K always")
     parser.add_argument("--questions", type=int, default=MOST_QUESTIONS, help="per use of a scene, at most")
     parser.add_argument("--still", action="store_true", help="the trunk stays as it is: looking alone learns, twice as fast, and no reading is lost")
+    parser.add_argument("--score-only", action="store_true", help="in a stage that looks: what places are scored by learns, nothing else, so that no text is read beside")
     parser.add_argument("--windows", type=int, default=24, help="of dense text per step and process")
     parser.add_argument("--spelt", type=int, default=24, help="words of these windows that are spelt")
     parser.add_argument("--places", type=int, default=4, help="of the low-res grid that an answer looks at")
@@ -61,6 +66,8 @@ def main() -> None:
     parser.add_argument("--profile", type=int, default=0, metavar="N", help="print where the time of N steps goes, after ten others, and go on")
     machine.add_options(parser)
     options = parser.parse_args()
+    if options.score_only and options.stage == "answer":
+        raise InputError("[training] --score-only goes with the stages look and look_on; answering needs more than what places are scored by.")
     if is_checkpoint(options.begin):
         nano.copy_folder(options.begin, options.run / "model")
     nano.write_folder(options.run / "model")
@@ -74,16 +81,14 @@ def work(options: argparse.Namespace, rank: int) -> None:
     looking = Closely(model, reader, options.places, cutter=cutter) if answering else Looking(model, reader)
     begin(looking, options.run, options.begin or BEFORE[options.stage])
     speller = Speller(model, reader, through=answering)
-    if options.still:
-        for name, parameter in model.vision.vision_model.named_parameters():
-            parameter.requires_grad_(not name.startswith(("trunk.", "pos_emb")))
+    keep_still(looking, options.still, options.score_only)
     looking.to(options.device)
     optimiser = Optimiser(looking, muon_lr=0.01, adam_lr=1.2e-3)
     run = Run(options.run / options.stage, looking, optimiser, options.mean_over)
     rng = np.random.default_rng([options.seed, run.step, rank, 0])
     scenes = options.scenes if answering else 0
     frames = Frames(options, scenes, run.step, rank, cutter)
-    dense = Words(options.pool, [options.seed, run.step, rank, 1], options.windows, options.spelt).batches(options.dense_workers)
+    dense = None if options.score_only else Words(options.pool, [options.seed, run.step, rank, 1], options.windows, options.spelt).batches(options.dense_workers)
     held_out = None if rank else HeldOut(options.pool, cutter)
     sums: dict[str, list] = {}
 
@@ -99,12 +104,13 @@ def work(options: argparse.Namespace, rank: int) -> None:
     try:
         done = progress()
         while done < 1:
-            reader.smooth = None            # its table is trained in this stage
-            patches, ids, labels, words = next(dense)
-            patches, ids, labels = (t.to(options.device) for t in (patches, ids, labels))
-            with machine.half(options):
-                slot, answer, slots, right = speller(augmented(normalised(patches), rng), ids, labels, words)
-            backward(READING * slot + answer, {"spelt": right.float().mean(), "dense_slot": slot_accuracy(slots, labels)})
+            if dense is not None:
+                reader.smooth = None            # its table is trained in this stage
+                patches, ids, labels, words = next(dense)
+                patches, ids, labels = (t.to(options.device) for t in (patches, ids, labels))
+                with machine.half(options):
+                    slot, answer, slots, right = speller(augmented(normalised(patches), rng), ids, labels, words)
+                backward(READING * slot + answer, {"spelt": right.float().mean(), "dense_slot": slot_accuracy(slots, labels)})
             with machine.half(options):
                 examples = frames.next()
                 loss, measures = looking(examples, rng, scenes) if scenes else looking.search(examples)
@@ -131,6 +137,13 @@ def work(options: argparse.Namespace, rank: int) -> None:
                     save_heads(options.run / "model", captions=looking.captions, things=looking.things)
     finally:
         frames.close()
+
+
+def keep_still(looking: Looking, trunk: bool, score_only: bool) -> None:
+    """Parameters that are to stay as they are need no gradient. score_only: all but what places are scored by, and training's own heads."""
+    for name, parameter in looking.named_parameters():
+        if trunk and name.startswith(TRUNK) or score_only and name.startswith(("model.", "reader.")) and not name.startswith(SCORE):
+            parameter.requires_grad_(False)
 
 
 class Frames:
