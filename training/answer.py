@@ -133,8 +133,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 run.save()
                 with run.mean.inside():
                     nano.save(model, options.run / "model", torch.float16)
-                    reader.save_head(options.run / "model")
-                    save_heads(options.run / "model", captions=looking.captions, things=looking.things)
+                    save_heads(options.run / "model", **looking.heads)
     finally:
         frames.close()
 
@@ -174,8 +173,7 @@ def begin(module: nn.Module, run: Path, stage: str) -> None:
     """Weights of an earlier stage of a run or of a checkpoint folder. Raises InputError: no such stage."""
     if is_checkpoint(stage):
         nano.load(module.model, stage)
-        module.reader.load_head(stage)
-        load_heads(stage, captions=module.captions, things=module.things)
+        load_heads(stage, **module.heads)
         return
     path = run / stage / "state.pt"
     if not path.exists():

@@ -14,7 +14,7 @@ import torch
 from ps3_sdk.errors import InputError
 
 from . import nano
-from .reading import HEAD
+from .state import HEADS
 
 TOKENIZER = "llm/tokenizer.json"
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--but", metavar="NAME", help="weights with this in their names are the last folder's, such as those of a view network that was made wider")
     options = parser.parse_args()
     average(options.folders, options.output, options.but)
-    print(f"{options.output}: the mean of {len(options.folders)} checkpoints" + ("" if (Path(options.output) / HEAD).exists() else f", without {HEAD}: no training goes on from it"))
+    print(f"{options.output}: the mean of {len(options.folders)} checkpoints" + ("" if (Path(options.output) / HEADS).exists() else f", without {HEADS}: trainings that go on from it make new ones"))
 
 
 if __name__ == "__main__":

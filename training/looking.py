@@ -55,6 +55,11 @@ class Looking(nn.Module):
         self.things = Things(model.config.vision.view_width)
         self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
 
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        """What only training knows, for save_heads() and load_heads()."""
+        return {"reading": self.reader.own, "captions": self.captions, "things": self.things}
+
     def positions(self, index: int, ids: Tensor) -> Tensor:
         """Position rows (.., width) of patches of a scale."""
         grid = self.model.config.vision.grids[index]

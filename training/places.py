@@ -183,19 +183,20 @@ def found_by(looking, examples) -> dict[str, list[bool]]:
 def main() -> None:
     from .examples import make_example
     from .looking import Looking
-    from .reading import HEAD, Reader
+    from .reading import Reader
     from .scenes import Scenes
+    from .state import HEADS, load_heads, save_heads
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="FROM")
     parser.add_argument("target", type=Path, metavar="TO", nargs="?")
     parser.add_argument("--steps", type=int, default=STEPS, help="of teaching words")
     options = parser.parse_args()
-    if options.target and (options.target / HEAD).exists():        # what is written last
+    if options.target and (options.target / HEADS).exists():        # what is written last
         return print(f"{options.target} is done")
     model = nano.new_model(options.source)
     nano.load(model, options.source)
     looking = Looking(model, Reader(model.vision.vision_model))
-    looking.reader.load_head(options.source)
+    load_heads(options.source, **looking.heads)
 
     def examples(split: str) -> list:
         scenes, rng = Scenes(split=split, seed=2), np.random.default_rng(0)
@@ -221,7 +222,7 @@ def main() -> None:
     teach_words(looking, lows[:16], options.steps)
     report()
     nano.save(model, options.target, torch.float16)
-    looking.reader.save_head(options.target)
+    save_heads(options.target, **looking.heads)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ CLASSES = len(CHARACTERS) + 1           # 0 is nothing
 ORDERS = 9                              # 0 is nothing, 8 the eighth character of a word and all later ones
 ORDER_SHARE = 0.3                       # of the loss of orders beside that of characters
 IGNORED = -100
-HEAD = "reading_head.safetensors"
 BASE_PX, PATCH_PX, GRID = 3780, 14, 270
 WINDOW = (4, 12)
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -174,16 +173,10 @@ class Reader(nn.Module):
         """(.., width) of the last block -> logits (.., 2, CLASSES + ORDERS) f32"""
         return self.head(self.norm(hidden)).unflatten(-1, (2, -1)).float()
 
-    def save_head(self, folder: str | Path) -> None:
-        """What the model itself does not need, for trainings that go on from a checkpoint folder."""
-        from safetensors.torch import save_file
-        path = Path(folder) / HEAD
-        save_file({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items() if name.startswith(("norm.", "head."))}, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
-
-    def load_head(self, folder: str | Path) -> None:
-        from safetensors.torch import load_file
-        self.load_state_dict(load_file(Path(folder) / HEAD), strict=False)
+    @property
+    def own(self) -> nn.ModuleDict:
+        """What the model itself does not need, for save_heads() and load_heads()."""
+        return nn.ModuleDict({"norm": self.norm, "head": self.head})
 
     def forward(self, patches: Tensor, position: Tensor) -> Tensor:
         return self.slots(self.vision.trunk(patches, position).hidden[-1])

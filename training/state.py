@@ -73,7 +73,7 @@ def save_heads(folder: str | Path, **heads: nn.Module) -> None:
 
 
 def load_heads(folder: str | Path, **heads: nn.Module) -> None:
-    """What save_heads() wrote; those that the folder does not have stay as they are."""
+    """What save_heads() wrote. Heads that the folder does not have stay as they are, which is printed: they disturb what is trained on with them."""
     from safetensors.torch import load_file
     path = Path(folder) / HEADS
     every = load_file(path) if path.exists() else {}
@@ -81,6 +81,8 @@ def load_heads(folder: str | Path, **heads: nn.Module) -> None:
         own = {key.removeprefix(f"{name}."): value for key, value in every.items() if key.startswith(f"{name}.")}
         if own:
             head.load_state_dict(own)
+        else:
+            print(f"{path} has no head {name!r}: training begins with a new one", flush=True)
 
 
 class Mean:

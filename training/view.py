@@ -23,7 +23,6 @@ from . import machine, nano
 from .examples import Example, make_example
 from .frames import Ring
 from .optimiser import Optimiser, schedule
-from .reading import HEAD
 from .scenes import Scenes
 from .state import HEADS, Run, load_heads, means, save_heads
 from .things import Things, labels_of
@@ -80,9 +79,8 @@ def begin_folder(source: Path, folder: Path, times: int) -> None:
         raise InputError(f"[training] {folder / name} is of another training. Take another RUN folder.")
     if not (folder / name).exists():
         nano.copy_folder(source, folder)
-        for head in (HEAD, HEADS):
-            if (source / head).exists():
-                shutil.copyfile(source / head, folder / head)
+        if (source / HEADS).exists():
+            shutil.copyfile(source / HEADS, folder / HEADS)
         (folder / name).write_text(text, "utf-8")
 
 
