@@ -18,7 +18,7 @@ from ps3_sdk.training.optimiser import Optimiser, orthogonal, schedule
 from ps3_sdk.training.pool import orders_of, words_of
 from ps3_sdk.training.reading import CHARACTERS, GRID, IGNORED, Reader, augmented, patches_of, slot_labels, slot_loss, window_labels
 from ps3_sdk.training.scenes import Scenes
-from ps3_sdk.training.spell import Speller, among, among_others, window_around
+from ps3_sdk.training.spell import Speller, among, among_others, window_around, words_batch
 from ps3_sdk.training.state import Run
 
 SMALL = nano.Sizes(vision_width=32, vision_depth=2, vision_heads=2, view_hidden=16, view_width=16, language_width=32, language_depth=2, language_heads=2, language_mlp=64)
@@ -83,8 +83,8 @@ def test_windows_hold_their_box_and_are_whole_blocks():
         ids = window_around(box, (2160, 3840), rng)
         rows, columns = ids // GRID, ids % GRID
         assert rows[0] % 2 == 0 and columns[0] % 2 == 0 and len(np.unique(ids)) == 108 and ids.max() < GRID * GRID
-        assert columns[0] * 3840 / GRID <= box[0] + 14.3 and (columns[-1] + 1) * 3840 / GRID >= box[2] - 14.3
-        assert rows[0] * 2160 / GRID <= box[1] + 8.1 and (rows[-1] + 1) * 2160 / GRID >= box[3] - 8.1
+        assert columns[0] * 3840 / GRID <= box[0] + 1e-6 and (columns[-1] + 1) * 3840 / GRID >= box[2] - 1e-6
+        assert rows[0] * 2160 / GRID <= box[1] + 1e-6 and (rows[-1] + 1) * 2160 / GRID >= box[3] - 1e-6
 
 
 def test_places_are_where_the_box_is():
@@ -307,3 +307,17 @@ def test_where_there_is_nothing_to_see_nothing_is_asked_for(folder, scene):
         model = nano.new_model(folder)
         loss, measures = kind(model, Reader(model.vision.vision_model))([example], np.random.default_rng(0))
         assert torch.isfinite(loss) and torch.isnan(measures["recall4"])
+
+
+def test_windows_are_taken_around_tall_words_more_often_than_there_are():
+    places = [(36 * column + 10, 12 * row + 3) for row in range(20) for column in range(7)]          # in patches, no two in one window
+    made = [(b"TALL" if n % 4 == 0 else b"LOW", (14 * x, 14 * y, 14 * x + 40, 14 * y + (49 if n % 4 == 0 else 24.5))) for n, (x, y) in enumerate(places)]
+
+    class Pool(SimpleNamespace):
+        def __len__(self):
+            return 1
+
+    pool = Pool(words=[np.array(made, np.dtype([("text", "S8"), ("box", "<f4", (4,))]))], patches=[np.zeros((270, 270, 588), np.uint8)], labels=np.zeros((1, 270, 540), np.uint8),
+                orders=np.zeros((1, 270, 540), np.uint8))
+    share = lambda tall: np.mean([text == "TALL" for *_, text in words_batch(pool, np.random.default_rng(0), 400, 1, tall)[3]])
+    assert abs(share(0) - 0.25) < 0.08 and abs(share(1) - 0.4) < 0.08 and abs(share(2) - 0.57) < 0.08      # 1, 2 and 4 times as often: 1/4, 2/5, 4/7

@@ -119,7 +119,7 @@ def test_a_view_is_trained_and_the_rest_of_the_checkpoint_stays(tmp_path, scenes
     assert capsys.readouterr().out.count("has no head") == 1
 
 
-def test_looking_teaches_the_view_which_kind_each_place_is_of(tmp_path, scenes, monkeypatch):
+def test_looking_teaches_view_and_trunk_which_kind_each_place_is_of(tmp_path, scenes, monkeypatch):
     model = nano.new_model(nano.write_folder(tmp_path / "model", SMALL))
     module, example = Looking(model, Reader(model.vision.vision_model)), examples_of(scenes, 1)
     gradients = {}
@@ -127,10 +127,12 @@ def test_looking_teaches_the_view_which_kind_each_place_is_of(tmp_path, scenes, 
         monkeypatch.setattr(looking, "THINGS", weight)
         loss, measures = module.search(example)
         loss.backward()
-        gradients[weight] = model.vision.vision_model.highres_selection_feature_module.out_proj.weight.grad.clone()
+        vision = model.vision.vision_model
+        gradients[weight] = vision.highres_selection_feature_module.out_proj.weight.grad.clone(), vision.trunk.patch_embed.proj.weight.grad.clone()
         module.zero_grad()
-    assert measures["things"] > 0 and 0 <= measures["kind"] <= 1
-    assert (gradients[0.3] - gradients[0.0]).norm() > 1e-3 * gradients[0.0].norm()
+    assert measures["things"] > 0 and measures["low_things"] > 0 and 0 <= measures["kind"] <= 1 and 0 <= measures["low_kind"] <= 1
+    for learnt, other in zip(gradients[0.3], gradients[0.0]):
+        assert (learnt - other).norm() > 1e-3 * other.norm()
 
 
 def test_heads_lie_beside_the_weights_and_others_stay(tmp_path):
@@ -152,7 +154,7 @@ def test_where_only_scoring_learns_nothing_else_has_a_gradient(tmp_path, scenes)
     answer.keep_still(module, trunk=False, score_only=True)
     module.search(examples_of(scenes, 1))[0].backward()
     learns = {name for name, parameter in module.named_parameters() if parameter.grad is not None and parameter.grad.abs().max() > 0}
-    assert all(name.startswith((*answer.SCORE, "log_temperature", "captions.", "things.")) for name in learns)
+    assert all(name.startswith((*answer.SCORE, "log_temperature", "captions.", "things.", "low_things.")) for name in learns)
     assert all(any(name.startswith(part) for name in learns) for part in answer.SCORE), "each part of it does"
 
 

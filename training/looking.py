@@ -27,7 +27,7 @@ RIVALS = 1.0    # of the contrast between the texts of a frame: which of them is
 SURE = 0.5      # of how sure probabilities are there; what is told to the language model is to be believed
 AIM = 8.0       # of where a prompt says that its places are
 CAPTIONS = 0.3  # of things told by their captions
-THINGS = 0.3    # of the kind and colour of the thing that each place of the view is of
+THINGS = 0.3    # of the kind and colour of the thing that each place is of, of the view and of the low-res pass each
 
 
 class Found(NamedTuple):
@@ -52,13 +52,13 @@ class Looking(nn.Module):
         self.model, self.reader = model, reader
         self.log_temperature = nn.Parameter(torch.tensor(2.5))      # of the contrast between places
         self.captions = Captions(model.config.vision.trunk.width, model.config.llm.width)
-        self.things = Things(model.config.vision.view_width)
+        self.things, self.low_things = Things(model.config.vision.view_width), Things(model.config.vision.trunk.width)
         self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
 
     @property
     def heads(self) -> dict[str, nn.Module]:
         """What only training knows, for save_heads() and load_heads()."""
-        return {"reading": self.reader.own, "captions": self.captions, "things": self.things}
+        return {"reading": self.reader.own, "captions": self.captions, "things": self.things, "low_things": self.low_things}
 
     def positions(self, index: int, ids: Tensor) -> Tensor:
         """Position rows (.., width) of patches of a scale."""
@@ -79,7 +79,7 @@ class Looking(nn.Module):
         return self.looked(losses), {**detached(losses), **measures}
 
     def looked(self, losses: dict[str, Tensor]) -> Tensor:
-        return losses["where"] + RIVALS * losses["rivals"] + SURE * losses["sure"] + AIM * losses["aim"] + 0.3 * losses["prior"] + CAPTIONS * losses["captions"] + THINGS * losses["things"]
+        return losses["where"] + RIVALS * losses["rivals"] + SURE * losses["sure"] + AIM * losses["aim"] + 0.3 * losses["prior"] + CAPTIONS * losses["captions"] + THINGS * (losses["things"] + losses["low_things"])
 
     def find(self, examples: Sequence[Example]) -> Found:
         """Where is what is asked, and where is anything to read?"""
@@ -101,7 +101,9 @@ class Looking(nn.Module):
         losses["rivals"], losses["sure"] = self.among(prob, truth, signs[of])
         losses["prior"], _ = self.where(self.prob(score, vision.prior_prompt.expand(count, -1), torch.arange(count, device=self.device)), signs.float())
         losses["captions"], measures["told"] = self.tell(seen.hidden[-1], examples)
-        losses["things"], measures["kind"] = self.things(score[1], labels_of(examples, self.device))
+        labels = labels_of(examples, self.device)
+        losses["things"], measures["kind"] = self.things(score[1], labels)
+        losses["low_things"], measures["low_kind"] = self.low_things(seen.hidden[-1], labels)
         return Found(losses, measures, seen, kv, questions, of, prompts, prob, truth)
 
     def tell(self, features: Tensor, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:

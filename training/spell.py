@@ -18,11 +18,12 @@ from .reading import BASE_PX, GRID, IGNORED, PATCH_PX, DensePool, Reader, normal
 ASKED = ("what does it say?", "what is written on it?", "read the text", "what is the number?", "which word is it?")
 ALONE, MOST_OTHERS = 0.3, 20     # share of the words whose blocks are shown alone; others beside at most
 WINDOW = (6, 18)                # patches
+TALL, TALLEST_PX = 1.5, 49      # of 3780 px. A frame holds far fewer tall words than small ones; power of the height that makes up for some of it
 
 
-def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: int):
+def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: int, tall: float = 0.0):
     """count windows around a word each, and up to `words` words inside each: patches (count, 108, 588) uint8, ids and labels of the windows,
-    and per word the window it is in, its block numbers there, its text."""
+    and per word the window it is in, its block numbers there, its text. tall: windows are taken around a word in proportion to this power of its height."""
     down, across = WINDOW
     out = np.empty((count, down * across, 588), np.uint8)
     ids, labels, found = np.empty((count, down * across), np.int64), np.empty((2, count, down, 2 * across), np.uint8), []
@@ -31,7 +32,7 @@ def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: in
         frame = int(rng.integers(len(pool)))
         all_words = pool.words[frame]
         x0, y0, x1, y1 = all_words[rng.integers(len(all_words))]["box"]
-        if x1 - x0 > (across - 2) * PATCH_PX:
+        if x1 - x0 > (across - 2) * PATCH_PX or rng.random() > ((y1 - y0) / TALLEST_PX) ** tall:
             continue
         ids[n] = window_around((x0, y0, x1, y1), (BASE_PX, BASE_PX), rng)
         r, c = ids[n, 0] // GRID, ids[n, 0] % GRID
@@ -62,7 +63,7 @@ class Words(IterableDataset):
         while True:
             pool = DensePool(self.pool, "train")
             for _ in range(100):
-                patches, ids, labels, words = words_batch(pool, rng, self.windows, 4)
+                patches, ids, labels, words = words_batch(pool, rng, self.windows, 4, TALL)
                 yield patches, ids, labels, among_others([words[i] for i in sorted(rng.permutation(len(words))[:self.spelt])], rng)
 
     def batches(self, workers: int):
@@ -75,10 +76,9 @@ def window_around(box_px, size: tuple[int, int], rng: np.random.Generator | None
     x0, y0, x1, y1 = np.asarray(box_px, float) * [GRID / w, GRID / h, GRID / w, GRID / h]
     start = []
     for low, high, length in ((y0, y1, WINDOW[0]), (x0, x1, WINDOW[1])):
-        first, last = int(np.ceil(high)) - length, int(np.floor(low))          # any start between them holds the box
-        middle = round((low + high - length) / 2)
-        at = middle if rng is None or last < first else int(rng.integers(first, last + 1))
-        start.append(int(np.clip(2 * round(at / 2), 0, GRID - length)))
+        first, last = int(np.ceil((np.ceil(high) - length) / 2)), int(np.floor(low / 2))       # of blocks; any start between them holds the box
+        at = round((low + high - length) / 4) if rng is None or last < first else int(rng.integers(first, last + 1))
+        start.append(int(np.clip(2 * at, 0, GRID - length)))
     return ((start[0] + np.arange(WINDOW[0]))[:, None] * GRID + start[1] + np.arange(WINDOW[1])).ravel()
 
 
