@@ -127,7 +127,7 @@ def test_the_whole_recipe_is_one_command_whose_steps_take_their_options(tmp_path
     from ps3_sdk.training import machine, nano
     assert cli.main(["train", str(tmp_path / "run"), "--processes", "2", "--share", "0.01", "--dry-run"]) == 0
     said = [line.split("python -m ", 1)[1].split() for line in capsys.readouterr().err.splitlines()]
-    assert [line[0].rsplit(".", 1)[1] for line in said] == ["pool", "pool", "read", "answer", "places", "answer", "answer", "confidence", "curves"] and not (tmp_path / "run").exists()
+    assert [line[0].rsplit(".", 1)[1] for line in said] == ["pool", "pool", "read", "answer", "places", "answer", "answer", "answer", "confidence", "curves"] and not (tmp_path / "run").exists()
     taken = []
     monkeypatch.setattr(machine, "launch", lambda work, options: taken.append(options))
     monkeypatch.setattr(nano, "write_folder", lambda *arguments, **options: None)
@@ -136,14 +136,14 @@ def test_the_whole_recipe_is_one_command_whose_steps_take_their_options(tmp_path
         if name.endswith(("read", "answer")):
             monkeypatch.setattr("sys.argv", [name, *arguments])
             stage.main()
-    assert [options.steps for options in taken] == [32, 16, 4, 16] and all(options.processes == 2 and options.device == "cpu" for options in taken)
-    assert taken[3].places == 4 and taken[2].still and Path(taken[2].begin) == tmp_path / "run/placed"
+    assert [options.steps for options in taken] == [32, 16, 4, 16, 9] and all(options.processes == 2 and options.device == "cpu" for options in taken)
+    assert taken[4].stage == "score" and taken[4].small and taken[4].begin is None and taken[3].places == 4 and taken[2].still and Path(taken[2].begin) == tmp_path / "run/placed"
     assert cli.main(["train", str(tmp_path / "run"), "--device", "cuda", "--dry-run"]) == 0
-    last = capsys.readouterr().err.splitlines()[-3]
+    last = capsys.readouterr().err.splitlines()[-4]
     assert all(said in last for said in ("training.answer", "--scenes 20", "--processes 1 ", "--device cuda"))
 
 
-def test_training_on_from_a_folder_is_its_last_stage_alone(tmp_path, capsys):
+def test_training_on_from_a_folder_is_the_last_stages_alone(tmp_path, capsys):
     from ps3_sdk import cli
     assert cli.main(["train", str(tmp_path), "--begin", str(ROOT / "training/model"), "--dry-run"]) == 0
     said = capsys.readouterr().err

@@ -151,15 +151,8 @@ def test_heads_lie_beside_the_weights_and_others_stay(tmp_path):
 def test_where_only_scoring_learns_nothing_else_has_a_gradient(tmp_path, scenes):
     model = nano.new_model(nano.write_folder(tmp_path / "model", SMALL))
     module = Looking(model, Reader(model.vision.vision_model))
-    answer.keep_still(module, trunk=False, score_only=True)
+    answer.keep_still(module, trunk=False, scoring=True)
     module.search(examples_of(scenes, 1))[0].backward()
     learns = {name for name, parameter in module.named_parameters() if parameter.grad is not None and parameter.grad.abs().max() > 0}
     assert all(name.startswith((*answer.SCORE, "log_temperature", "captions.", "things.", "low_things.")) for name in learns)
     assert all(any(name.startswith(part) for name in learns) for part in answer.SCORE), "each part of it does"
-
-
-def test_answering_is_not_learnt_by_scoring_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["answer", str(tmp_path / "pool"), str(tmp_path / "run"), "answer", "--score-only"])
-    with pytest.raises(InputError, match="look and look_on"):
-        answer.main()
-    assert not (tmp_path / "run").exists()

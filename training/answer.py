@@ -1,8 +1,9 @@
-"""Stages 1 and 2 of the recipe: python -m ps3_sdk.training.answer POOL RUN look, then .. look_on, .. answer. Each continues where it was stopped.
+"""Stages 1 to 3 of the recipe: python -m ps3_sdk.training.answer POOL RUN look, then .. look_on, .. answer, .. score. Each continues where it was stopped.
 
 look: dense text is read on and spelt, scenes are looked at: where is what is asked? It begins with what training.read left.
 look_on: the same, from places that say where they are (training.places); it begins with RUN/look, or with --begin.
 answer: scenes are answered the whole way, from places that the model picked; spelling and looking go on beside. It begins with RUN/look_on.
+score: looking goes on alone, and only what places are scored by learns, so that nothing that reads changes. It begins with RUN/answer.
 --begin takes another stage of RUN or a checkpoint folder, such as the embedded model's own. Frames are made by --workers other processes.
 """
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .reading import DensePool, Reader, augmented, normalised, slot_accuracy
 from .spell import Speller, Words, words_batch
 from .state import Run, load_heads, means, save_heads
 
-BEFORE = {"look": "read", "look_on": "look", "answer": "look_on"}
+BEFORE = {"look": "read", "look_on": "look", "answer": "look_on", "score": "answer"}
 LOG_EVERY = 10
 NUM_CHECKED, TOGETHER = 24, 6   # held-out scenes; how many go through the networks together
 VISION = "model.vision.vision_model."
@@ -49,7 +50,6 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="these are drawn at 1920x1080, which is faster; what is answered is 4K always")
     parser.add_argument("--questions", type=int, default=MOST_QUESTIONS, help="per use of a scene, at most")
     parser.add_argument("--still", action="store_true", help="the trunk stays as it is: looking alone learns, twice as fast, and no reading is lost")
-    parser.add_argument("--score-only", action="store_true", help="in a stage that looks: what places are scored by learns, nothing else, so that no text is read beside")
     parser.add_argument("--windows", type=int, default=24, help="of dense text per step and process")
     parser.add_argument("--spelt", type=int, default=24, help="words of these windows that are spelt")
     parser.add_argument("--places", type=int, default=4, help="of the low-res grid that an answer looks at")
@@ -66,8 +66,6 @@ def main() -> None:
     parser.add_argument("--profile", type=int, default=0, metavar="N", help="print where the time of N steps goes, after ten others, and go on")
     machine.add_options(parser)
     options = parser.parse_args()
-    if options.score_only and options.stage == "answer":
-        raise InputError("[training] --score-only goes with the stages look and look_on; answering needs more than what places are scored by.")
     if is_checkpoint(options.begin):
         nano.copy_folder(options.begin, options.run / "model")
     nano.write_folder(options.run / "model")
@@ -75,20 +73,20 @@ def main() -> None:
 
 
 def work(options: argparse.Namespace, rank: int) -> None:
-    answering, cutter = options.stage == "answer", Cutter(options.device)
+    answering, scoring, cutter = options.stage == "answer", options.stage == "score", Cutter(options.device)
     model = nano.new_model(options.run / "model", options.seed)
     reader = Reader(model.vision.vision_model)
     looking = Closely(model, reader, options.places, cutter=cutter) if answering else Looking(model, reader)
     begin(looking, options.run, options.begin or BEFORE[options.stage])
     speller = Speller(model, reader, through=answering)
-    keep_still(looking, options.still, options.score_only)
+    keep_still(looking, options.still, scoring)
     looking.to(options.device)
     optimiser = Optimiser(looking, muon_lr=0.01, adam_lr=1.2e-3)
     run = Run(options.run / options.stage, looking, optimiser, options.mean_over)
     rng = np.random.default_rng([options.seed, run.step, rank, 0])
     scenes = options.scenes if answering else 0
     frames = Frames(options, scenes, run.step, rank, cutter)
-    dense = None if options.score_only else Words(options.pool, [options.seed, run.step, rank, 1], options.windows, options.spelt).batches(options.dense_workers)
+    dense = None if scoring else Words(options.pool, [options.seed, run.step, rank, 1], options.windows, options.spelt).batches(options.dense_workers)
     held_out = None if rank else HeldOut(options.pool, cutter)
     sums: dict[str, list] = {}
 
@@ -138,10 +136,10 @@ def work(options: argparse.Namespace, rank: int) -> None:
         frames.close()
 
 
-def keep_still(looking: Looking, trunk: bool, score_only: bool) -> None:
-    """Parameters that are to stay as they are need no gradient. score_only: all but what places are scored by, and training's own heads."""
+def keep_still(looking: Looking, trunk: bool, scoring: bool) -> None:
+    """Parameters that are to stay as they are need no gradient. scoring: all but what places are scored by, and training's own heads."""
     for name, parameter in looking.named_parameters():
-        if trunk and name.startswith(TRUNK) or score_only and name.startswith(("model.", "reader.")) and not name.startswith(SCORE):
+        if trunk and name.startswith(TRUNK) or scoring and name.startswith(("model.", "reader.")) and not name.startswith(SCORE):
             parameter.requires_grad_(False)
 
 

@@ -22,7 +22,7 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": "10737418
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of this training; its checkpoint lies in RUN/model, curves in RUN/curves.png")
     parser.add_argument("--pool", type=Path, help="folder of text to read, 16 GB (default: RUN/pool)")
-    parser.add_argument("--begin", metavar="FOLDER", help="go on from this checkpoint folder, such as training/model of the sources: stage answer alone")
+    parser.add_argument("--begin", metavar="FOLDER", help="go on from this checkpoint folder, such as training/model of the sources: stages answer and score alone")
     parser.add_argument("--frames", type=int, default=360, help="of text to read, 43 MB each")
     parser.add_argument("--processes", type=int, help="default: one per core, or one on a GPU")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -49,6 +49,7 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
     begin = {} if options.begin is None else {"begin": options.begin}
     made += [(["answer", pool, run, "answer"], begin | steps(1600) | {"windows": 32, "spelt": 80, "places": 4, "looks": 1, "lr": 0.9, "decay-from": 0.35} | many
               | ({"scenes": 20} if on_gpu else {}) | machine),
+             (["answer", pool, run, "score", "--small"], steps(900) | {"looks": 6, "questions": 16, "ring": 48, "lr": 0.4, "decay-from": 0.3} | many | machine),
              (["confidence", run / "model"], {}),
              (["curves", run, "-o", run / "curves.png"], {})]
     return [[f"ps3_sdk.training.{name}", *map(str, given), *(word for key, value in chosen.items() for word in (f"--{key}", str(value)))] for (name, *given), chosen in made]
