@@ -12,7 +12,7 @@ from .examples import INPUTS, Cutter, Example, asked_of, boxes_of, scene_labels,
 
 NOTHING = 0.03          # share of frames in which there is nothing to see
 MOST_QUESTIONS = 32     # per use of a scene
-FURTHEST = 0.5          # share of the questions that name the leftmost, rightmost, highest or lowest of a kind where they can: the hardest to look for
+FURTHEST = 0.3          # share of the questions that name the leftmost, rightmost, highest or lowest of a kind where they can: the hardest to look for
 
 
 @dataclass
