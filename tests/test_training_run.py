@@ -267,13 +267,14 @@ def test_a_part_that_was_made_larger_is_left_out_of_a_mean(folder, tmp_path):
         average([old, tmp_path / "new"], tmp_path / "another", but=view.NAME)
 
 
-def test_a_profile_says_where_the_time_of_some_steps_goes(capsys):
+@pytest.mark.parametrize("count", (1, 5), ids=("fewer than are skipped", "more"))
+def test_a_profile_says_where_the_time_of_some_steps_goes(capsys, count):
     def slept():
         time.sleep(0.001)
-    profile = machine.Profile(3, 1)
-    for _ in range(7):
+    profile = machine.Profile(3, count)
+    for _ in range(12):
         slept(), torch.ones(8, 8) @ torch.ones(8, 8)
         profile.step()
     out = capsys.readouterr().out
     assert out.count("(slept)") == 2 and out.count("aten::mm") >= 1
-    assert all(line.split()[0] == "1" for line in out.splitlines() if "(slept)" in line), "of one step"
+    assert all(line.split()[0] == str(min(count, 2)) for line in out.splitlines() if "(slept)" in line), "of as many steps, of those there are"

@@ -117,7 +117,7 @@ class Profile:
     def __init__(self, skipped: int, count: int):
         from torch.profiler import ProfilerActivity, profile, schedule
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-        self._at, self._from, self._skipped, self._end, self._host = 0, skipped - count, skipped, skipped + count + 1, cProfile.Profile()
+        self._at, self._from, self._skipped, self._end, self._host = 0, max(1, skipped - count), skipped, skipped + count + 1, cProfile.Profile()
         self._profile = profile(activities=activities, schedule=schedule(wait=skipped, warmup=1, active=count, repeat=1), on_trace_ready=self._print)
         self._profile.start()
 
