@@ -57,7 +57,6 @@ def test_a_training_that_goes_on_keeps_the_words_of_its_checkpoint(folder, tmp_p
 
 
 def _meet(options, rank):
-    from ps3_sdk.training import machine
     weight = torch.nn.Parameter(torch.ones(3))
     if rank == 0:                       # the other has no gradient: zeros
         weight.grad = torch.tensor([2.0, 4.0, 6.0])
@@ -72,13 +71,11 @@ def _meet(options, rank):
 
 
 def test_gradients_of_two_processes_become_their_mean(tmp_path):
-    from ps3_sdk.training import machine
     machine.launch(_meet, SimpleNamespace(processes=2, folder=tmp_path, device="cpu"))
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [[1.0, 2.0, 3.0]] * 2
 
 
 def test_short_products_leave_attention_whole(monkeypatch):
-    from ps3_sdk.training import machine
     from torch.nn.functional import scaled_dot_product_attention
     query, key, value, weight = torch.randn(1, 2, 8, 16, requires_grad=True), torch.randn(1, 2, 8, 16), torch.randn(1, 2, 8, 16), torch.randn(16, 16)
     expected = scaled_dot_product_attention(query, key, value)
@@ -124,7 +121,6 @@ def test_a_pool_that_is_missing_or_old_says_how_to_make_it(tmp_path):
 def test_the_whole_recipe_is_one_command_whose_steps_take_their_options(tmp_path, monkeypatch, capsys):
     import importlib
     from ps3_sdk import cli
-    from ps3_sdk.training import machine, nano
     assert cli.main(["train", str(tmp_path / "run"), "--processes", "2", "--share", "0.01", "--dry-run"]) == 0
     said = [line.split("python -m ", 1)[1].split() for line in capsys.readouterr().err.splitlines()]
     assert [line[0].rsplit(".", 1)[1] for line in said] == ["pool", "pool", "read", "answer", "places", "answer", "answer", "answer", "confidence", "curves"] and not (tmp_path / "run").exists()
@@ -221,6 +217,25 @@ def test_words_come_from_other_processes_without_end(tmp_path):
     for patches, ids, labels, words in (first, second):
         assert patches.shape == (3, 108, 588) and patches.dtype == torch.uint8 and ids.shape == (3, 108) and labels.shape == (3, 108, 2, 2) and 0 < len(words) <= 5
     assert not torch.equal(first[0], second[0])
+
+
+def test_words_to_train_on_are_taken_by_their_height(tmp_path, monkeypatch):
+    from ps3_sdk.training import spell
+    given = []
+    monkeypatch.setattr(spell, "DensePool", lambda folder, split: split)
+    monkeypatch.setattr(spell, "words_batch", lambda *arguments: given.append(arguments) or (None, None, None, []))
+    next(iter(spell.Words(tmp_path, [1], 3, 5)))
+    assert given[0][0] == "train" and given[0][2:] == (3, 4, spell.TALL) and spell.TALL > 0
+
+
+def test_stage_score_begins_with_what_answering_left(folder, tmp_path):
+    from ps3_sdk.training.answer import BEFORE, begin
+    from ps3_sdk.training.closely import Closely
+    model, other = nano.new_model(folder, seed=1), nano.new_model(folder, seed=2)
+    answering, scoring = Closely(model, Reader(model.vision.vision_model)), Looking(other, Reader(other.vision.vision_model))
+    Run(tmp_path / "answer", answering, Optimiser(answering)).save()
+    begin(scoring, tmp_path, BEFORE["score"])
+    assert all(torch.equal(value, answering.state_dict()[name]) for name, value in scoring.state_dict().items())
 
 
 def test_the_mean_of_two_checkpoints_is_a_checkpoint(folder, tmp_path):
