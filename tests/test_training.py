@@ -231,7 +231,7 @@ def test_a_close_look_in_training_is_the_references(folder, scene):
     look = model.look(scene.frame)
     with torch.no_grad():
         found = closely.find([example])
-        rows, place, _ = closely.look([example], found.seen, [Look(0, closely.cells(closely.near(found.prob[0].numpy(), False)), [], [])])
+        rows, place, *_ = closely.look([example], found.seen, [Look(0, closely.cells(closely.near(found.prob[0].numpy(), False)), [], [])])
         rows, place = rows[0], place[0]
         ours = model.projector.told(rows, found.prob[0][place])
         vector = model.ask(model.chat.ids(model.chat.message([look, example.asked[0][0]])), [look]).vector[:1]
@@ -284,7 +284,7 @@ def test_scenes_together_are_the_scenes_alone(folder, scene):
     looks = [Look(n, np.sort(np.random.default_rng(n).permutation(729)[:4]), [], []) for n in (0, 1, 1)]
     with torch.no_grad():
         together, alone = closely.find(examples), [closely.find([example]) for example in examples]
-        rows, place, slots = closely.look(examples, together.seen, looks)
+        rows, place, slots, _ = closely.look(examples, together.seen, looks)
         apart = [closely.look([examples[look.scene]], alone[look.scene].seen, [look._replace(scene=0)]) for look in looks]
         whole, _ = closely(examples, np.random.default_rng(0))
     assert together.of.tolist() == [0] * 5 + [1] * 3
@@ -320,4 +320,10 @@ def test_windows_are_taken_around_tall_words_more_often_than_there_are():
     pool = Pool(words=[np.array(made, np.dtype([("text", "S8"), ("box", "<f4", (4,))]))], patches=[np.zeros((270, 270, 588), np.uint8)], labels=np.zeros((1, 270, 540), np.uint8),
                 orders=np.zeros((1, 270, 540), np.uint8))
     share = lambda tall: np.mean([text == "TALL" for *_, text in words_batch(pool, np.random.default_rng(0), 400, 1, tall)[3]])
+    plain = np.mean([text == "TALL" for *_, text in words_batch(pool, np.random.default_rng(0), 400, 1, 0, 0.5)[3]])
+    assert abs(plain - share(0)) < 0.08, "neither word has a thin character"
+    pool.words[0]["text"][pool.words[0]["text"] == b"TALL"] = b"T.LL"
+    points = np.mean([text == "T.LL" for *_, text in words_batch(pool, np.random.default_rng(0), 400, 1, 0, 0.5)[3]])
+    assert abs(points - 0.4) < 0.08, "twice as often: 2/5"
+    pool.words[0]["text"][pool.words[0]["text"] == b"T.LL"] = b"TALL"
     assert abs(share(0) - 0.25) < 0.08 and abs(share(1) - 0.4) < 0.08 and abs(share(2) - 0.57) < 0.08      # 1, 2 and 4 times as often: 1/4, 2/5, 4/7

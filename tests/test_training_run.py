@@ -225,7 +225,7 @@ def test_words_to_train_on_are_taken_by_their_height(tmp_path, monkeypatch):
     monkeypatch.setattr(spell, "DensePool", lambda folder, split: split)
     monkeypatch.setattr(spell, "words_batch", lambda *arguments: given.append(arguments) or (None, None, None, []))
     next(iter(spell.Words(tmp_path, [1], 3, 5)))
-    assert given[0][0] == "train" and given[0][2:] == (3, 4, spell.TALL) and spell.TALL > 0
+    assert given[0][0] == "train" and given[0][2:] == (3, 4, spell.TALL, spell.PLAIN) and spell.TALL > 0 and spell.PLAIN < 1
 
 
 def test_stage_score_begins_with_what_answering_left(folder, tmp_path):
@@ -234,8 +234,25 @@ def test_stage_score_begins_with_what_answering_left(folder, tmp_path):
     model, other = nano.new_model(folder, seed=1), nano.new_model(folder, seed=2)
     answering, scoring = Closely(model, Reader(model.vision.vision_model)), Looking(other, Reader(other.vision.vision_model))
     Run(tmp_path / "answer", answering, Optimiser(answering)).save()
-    begin(scoring, tmp_path, BEFORE["score"])
+    assert begin(scoring, tmp_path, BEFORE["score"]) == set()
     assert all(torch.equal(value, answering.state_dict()[name]) for name, value in scoring.state_dict().items())
+
+
+def test_stage_answer_begins_with_what_looking_left_and_a_new_head(folder, tmp_path):
+    from ps3_sdk.training.answer import BEFORE, begin
+    from ps3_sdk.training.closely import Closely
+    model, other = nano.new_model(folder, seed=1), nano.new_model(folder, seed=2)
+    looking, answering = Looking(model, Reader(model.vision.vision_model)), Closely(other, Reader(other.vision.vision_model))
+    run = Run(tmp_path / BEFORE["answer"], looking, Optimiser(looking))
+    run.save()
+    assert begin(answering, tmp_path, BEFORE["answer"]) == {"high_things"}
+    assert all(torch.equal(value, answering.state_dict()[name]) for name, value in looking.state_dict().items())
+    state = torch.load(tmp_path / "look_on/state.pt", weights_only=True)
+    weights = "mean" if "mean" in state else "model"
+    state[weights] = {name: value for name, value in state[weights].items() if "patch_embed" not in name}
+    torch.save(state, tmp_path / "look_on/state.pt")
+    with pytest.raises(InputError, match="of another model"):
+        begin(answering, tmp_path, BEFORE["answer"])
 
 
 def test_the_mean_of_two_checkpoints_is_a_checkpoint(folder, tmp_path):

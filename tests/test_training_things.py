@@ -10,13 +10,14 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 
 from ps3_sdk.errors import InputError
 from ps3_sdk.export.reference.scoring import ViewNet
-from ps3_sdk.training import answer, looking, nano, view
+from ps3_sdk.training import answer, closely, looking, nano, view
+from ps3_sdk.training.closely import Closely
 from ps3_sdk.training.examples import make_example
 from ps3_sdk.training.looking import Looking
 from ps3_sdk.training.reading import Reader
 from ps3_sdk.training.scenes import Scenes
 from ps3_sdk.training.state import HEADS, load_heads, save_heads
-from ps3_sdk.training.things import NAMES, Things, labels_of
+from ps3_sdk.training.things import NAMES, Things, labels_of, spread
 from test_training_looking import SMALL
 
 
@@ -51,14 +52,14 @@ def test_things_come_to_be_told_from_one_another_and_from_none(side):
     features = directions[labels[:, 0]].unflatten(1, (27, 27)).repeat_interleave(side // 27, 1).repeat_interleave(side // 27, 2).flatten(1, 2)
     optimiser, losses = torch.optim.Adam(things.parameters(), 3e-2), []
     for _ in range(40):
-        loss, told = things(features, labels)
+        loss, told = things(features, spread(labels, side * side))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.1 * losses[0] and told == 1
-    assert things(features.flip(0), labels)[0] > 10 * losses[-1], "it is these places that it has learnt"
-    assert torch.isnan(things(features, labels * 0)[1])
+    assert things(features.flip(0), spread(labels, side * side))[0] > 10 * losses[-1], "it is these places that it has learnt"
+    assert torch.isnan(things(features, spread(labels * 0, side * side))[1])
 
 
 def test_a_view_network_of_twice_the_channels_begins_with_what_the_old_one_says(tmp_path, scenes):
@@ -115,7 +116,7 @@ def test_a_view_is_trained_and_the_rest_of_the_checkpoint_stays(tmp_path, scenes
     load_heads(run / "model", captions=kept, things=Things(SMALL.view_width))
     assert not torch.equal(kept.weight, before), "heads of other parts come along"
     capsys.readouterr()
-    load_heads(source, captions=kept, other=torch.nn.Linear(2, 3))
+    assert load_heads(source, captions=kept, other=torch.nn.Linear(2, 3)) == {"other"}
     assert capsys.readouterr().out.count("has no head") == 1
 
 
@@ -133,6 +134,49 @@ def test_looking_teaches_view_and_trunk_which_kind_each_place_is_of(tmp_path, sc
     assert measures["things"] > 0 and measures["low_things"] > 0 and 0 <= measures["kind"] <= 1 and 0 <= measures["low_kind"] <= 1
     for learnt, other in zip(gradients[0.3], gradients[0.0]):
         assert (learnt - other).norm() > 1e-3 * other.norm()
+
+
+def test_close_looks_teach_the_trunk_which_kind_their_patches_are_of(tmp_path, scenes, monkeypatch):
+    model = nano.new_model(nano.write_folder(tmp_path / "model", SMALL))
+    module, example = Closely(model, Reader(model.vision.vision_model)), examples_of(scenes, 1)
+    gradients, found = {}, []
+    forward = module.high_things.forward
+    module.high_things.forward = lambda features, labels: found.append((features, labels)) or forward(features, labels)
+    cells = []
+    monkeypatch.setattr(module, "cells", lambda wanted: cells.append(np.sort(np.argpartition(-wanted, 4)[:4])) or cells[-1])
+    for weight, fresh in ((0.0, set()), (0.3, set()), (0.3, {"high_things"})):
+        monkeypatch.setattr(closely, "THINGS", weight)
+        module.fresh = fresh
+        torch.manual_seed(0)
+        loss, measures = module(example, np.random.default_rng(0))
+        loss.backward()
+        gradients[weight, len(fresh)] = model.vision.vision_model.trunk.patch_embed.proj.weight.grad.clone()
+        assert (module.high_things.heads[0].weight.grad.abs().max() > 0) == (weight > 0), "a fresh head learns itself"
+        module.zero_grad()
+    assert measures["high_things"] > 0 and "high_kind" in measures
+    assert (gradients[0.3, 0] - gradients[0.0, 0]).norm() > 1e-3 * gradients[0.0, 0].norm()
+    assert torch.allclose(gradients[0.3, 1], gradients[0.0, 0], rtol=1e-4, atol=1e-7)
+    features, labels = found[0]
+    assert features.shape[1] == labels.shape[2] == 4 * 16, "each of the 1512 px patches"
+    shown = labels_of(example)[0]
+    looks = np.stack(cells[:len(features)])
+    for look, own in zip(looks, labels):
+        assert sorted(own[0].tolist()) == sorted(np.repeat(shown[0, look].numpy(), 16).tolist())
+
+
+def test_what_a_fresh_head_sees_does_not_learn_from_it(tmp_path, scenes, monkeypatch):
+    model = nano.new_model(nano.write_folder(tmp_path / "model", SMALL))
+    module, example = Looking(model, Reader(model.vision.vision_model)), examples_of(scenes, 1)
+    gradients = {}
+    for weight, fresh in ((0.0, set()), (0.3, {"things", "low_things"})):
+        monkeypatch.setattr(looking, "THINGS", weight)
+        module.fresh = fresh
+        module.search(example)[0].backward()
+        gradients[weight] = [model.vision.vision_model.get_parameter(name).grad.clone() for name in ("highres_selection_feature_module.out_proj.weight", "trunk.patch_embed.proj.weight")]
+        assert (module.things.heads[0].weight.grad.abs().max() > 0) == (module.low_things.heads[1].weight.grad.abs().max() > 0) == (weight > 0)
+        module.zero_grad()
+    for one, other in zip(*gradients.values()):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-7)
 
 
 def test_heads_lie_beside_the_weights_and_others_stay(tmp_path):

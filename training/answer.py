@@ -34,6 +34,7 @@ VISION = "model.vision.vision_model."
 TRUNK = (VISION + "trunk.", VISION + "pos_emb")
 SCORE = (VISION + "selection_feature_proj.", VISION + "highres_selection_feature_module.", VISION + "prompt_proj_for_highres.", VISION + "prior_prompt",
          "model.projector.top_down_prompt_head.")       # what places are scored by
+FRESH = 100             # steps in which nothing else learns from heads that were not there before: they would disturb it
 READING = 4.0           # weight of reading dense text beside looking, which else undoes it: Muon's steps have one length, whichever loss they serve
 
 
@@ -77,7 +78,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
     model = nano.new_model(options.run / "model", options.seed)
     reader = Reader(model.vision.vision_model)
     looking = Closely(model, reader, options.places, cutter=cutter) if answering else Looking(model, reader)
-    begin(looking, options.run, options.begin or BEFORE[options.stage])
+    looking.fresh = begin(looking, options.run, options.begin or BEFORE[options.stage])
     speller = Speller(model, reader, through=answering)
     keep_still(looking, options.still, scoring)
     looking.to(options.device)
@@ -109,6 +110,8 @@ def work(options: argparse.Namespace, rank: int) -> None:
                 with machine.half(options):
                     slot, answer, slots, right = speller(augmented(normalised(patches), rng), ids, labels, words)
                 backward(READING * slot + answer, {"spelt": right.float().mean(), "dense_slot": slot_accuracy(slots, labels)})
+            if run.step >= FRESH:
+                looking.fresh.clear()
             with machine.half(options):
                 examples = frames.next()
                 loss, measures = looking(examples, rng, scenes) if scenes else looking.search(examples)
@@ -167,17 +170,25 @@ def is_checkpoint(stage: str | None) -> bool:
     return stage is not None and (Path(stage) / "config.json").exists()
 
 
-def begin(module: nn.Module, run: Path, stage: str) -> None:
-    """Weights of an earlier stage of a run or of a checkpoint folder. Raises InputError: no such stage."""
+def begin(module: nn.Module, run: Path, stage: str) -> set[str]:
+    """Weights of an earlier stage of a run or of a checkpoint folder. Returns the names of heads that it does not have. Raises InputError: no such stage."""
     if is_checkpoint(stage):
         nano.load(module.model, stage)
-        load_heads(stage, **module.heads)
-        return
+        return load_heads(stage, **module.heads)
     path = run / stage / "state.pt"
     if not path.exists():
         raise InputError(f"[training] {path} does not exist. Train stage {stage} first, or pass --begin with another stage of {run} or a checkpoint folder.")
     state = torch.load(path, map_location="cpu", weights_only=True)
-    (module.reader if stage == "read" else module).load_state_dict(state.get("mean", state["model"]))       # what that stage wrote into RUN/model, too
+    weights = state.get("mean", state["model"])       # what that stage wrote into RUN/model, too
+    if stage == "read":
+        module.reader.load_state_dict(weights)
+        return set(module.heads) - {"reading"}
+    missing, other = module.load_state_dict(weights, strict=False)
+    fresh = {name for name in module.heads if any(key.startswith(f"{name}.") for key in missing)}
+    strange = [key for key in missing + other if key.split(".")[0] not in fresh | {"high_things"}]
+    if strange:
+        raise InputError(f"[training] {path} is of another model: {', '.join(strange[:3])}. Take another RUN, or train stage {stage} again.")
+    return fresh
 
 
 class HeldOut:

@@ -7,14 +7,15 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ps3_sdk.probability import around, nearby
 
 from .examples import LOW_GRID, SCALES, Cutter, Example
-from .looking import Looking, detached, padded, say, shares, taken
+from .looking import THINGS, Looking, detached, padded, say, shares, taken
 from .nano import NOT_SEEN
 from .reading import GRID, IGNORED, PATCH_PX, slot_loss
+from .things import Things, labels_of
 
 LOOKS, QUESTIONS = 4, 8         # close looks at a scene, and questions of it, that are answered
 WIDE = 0.15     # share of the looks that take the most probable places wherever they are, so that texts beside each other are told apart, too
@@ -37,6 +38,7 @@ class Closely(Looking):
 
     def __init__(self, model, reader, places: int = 4, true_share: float = 0.5, cutter: Cutter | None = None):
         super().__init__(model, reader)
+        self.high_things = Things(model.config.vision.trunk.width)
         self.places, self.true_share, self.cutter, self.around = places, true_share, cutter or Cutter(), model.config.looks.around
 
     def forward(self, examples: Sequence[Example], rng: np.random.Generator, closely: int | None = None) -> tuple[Tensor, dict]:
@@ -47,7 +49,7 @@ class Closely(Looking):
         made = self.looks_at(examples[:closely], found, rng, learning=torch.is_grad_enabled())
         if torch.is_grad_enabled():
             told = torch.where(torch.rand(len(told), 1, device=told.device) < TOLD, found.truth.clamp(0.01, 0.99), told)
-        rows, place, losses["slot"] = self.look(examples, found.seen, made)
+        rows, place, losses["slot"], (losses["high_things"], found.measures["high_kind"]) = self.look(examples, found.seen, made)
         of_look, asked = [n for n, look in enumerate(made) for _ in look.asked], [i for look in made for i in look.asked]
         answers, right = [answer for look in made for answer in look.answers], torch.zeros(0, dtype=torch.bool)
         losses["answer"] = losses["where"] * 0
@@ -55,7 +57,7 @@ class Closely(Looking):
             of_look, which = (torch.tensor(each, device=self.device) for each in (of_look, asked))
             rows = self.model.projector.told(rows.index_select(0, of_look), told[which].gather(1, place[of_look]))
             losses["answer"], right = self.answer(rows, taken(found.kv, found.of[which]), [found.questions[i] for i in asked], answers)
-        return losses["answer"] + losses["slot"] + self.looked(losses), {**detached(losses), **found.measures, **shares(right.tolist(), answers)}
+        return losses["answer"] + losses["slot"] + THINGS * losses["high_things"] + self.looked(losses), {**detached(losses), **found.measures, **shares(right.tolist(), answers)}
 
     def looks_at(self, examples: Sequence[Example], found, rng: np.random.Generator, learning: bool) -> list[Look]:
         """Where to look closely, for the first LOOKS questions of each scene, and what is asked there, of its first QUESTIONS."""
@@ -73,6 +75,10 @@ class Closely(Looking):
                 made.append(Look(scene, cells, [first + i for i in kept], answers))
             first += len(example.asked)
         return made
+
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        return {**super().heads, "high_things": self.high_things}
 
     def cells(self, wanted: np.ndarray) -> np.ndarray:
         """The places to look at, ascending, by how much each of all (729,) is wanted."""
@@ -114,9 +120,9 @@ class Closely(Looking):
         targets = padded([none + ids for none, ids in zip(before, said)], IGNORED, self.device)
         return say(self.model.llm, torch.cat([rows, self.model.llm.embed(spoken)], dim=1), targets, kv)
 
-    def look(self, examples: Sequence[Example], seen, looks: Sequence[Look]) -> tuple[Tensor, Tensor, Tensor]:
+    def look(self, examples: Sequence[Example], seen, looks: Sequence[Look]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
         """All patches of each look's places, seen together -> rows of the language model (looks, k, width), scale by scale, each row's place (looks, k) int64,
-        and the loss of what the halves of the 3780 px patches show."""
+        the loss of what the halves of the 3780 px patches show, and the loss and share of what things the 1512 px ones are of."""
         cells, to_device = np.stack([look.cells for look in looks]), lambda array: torch.from_numpy(array).to(self.device)
         ids = [parts_of(cells, px // PATCH_PX) for px in SCALES]
         patches = [torch.cat(self.cutter.patches(examples[look.scene].frame, [(px, PATCH_PX, each[n]) for px, each in zip(SCALES, ids)])) for n, look in enumerate(looks)]
@@ -133,8 +139,10 @@ class Closely(Looking):
             rows.append(self.model.projector(tiles.flatten(0, 1), index, to_device(blocks.ravel()), grid // 2).unflatten(0, blocks.shape))
             place.append(to_device(places_of(blocks, grid // 2)))
         labels = np.stack([examples[look.scene].slots.reshape(2, GRID * GRID, 2)[:, own] for look, own in zip(looks, ids[-1])]).astype(np.int64)
-        slots = self.reader.slots(high[:, -ids[-1].shape[1]:])
-        return torch.cat(rows, dim=1), torch.cat(place, dim=1), slot_loss(slots, to_device(labels).permute(0, 2, 3, 1))
+        *_, middle, fine = high.split([each.shape[1] for each in ids], dim=1)
+        things = labels_of(examples, self.device)[of].gather(2, to_device(places_of(ids[-2], SCALES[-2] // PATCH_PX))[:, None].expand(-1, 2, -1))
+        return (torch.cat(rows, dim=1), torch.cat(place, dim=1), slot_loss(self.reader.slots(fine), to_device(labels).permute(0, 2, 3, 1)),
+                self.high_things(self.shown("high_things", middle), things))
 
 
 def parts_of(cells: np.ndarray, grid: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from .nano import NOT_SEEN
 from .places import aim
 from .prefix import behind, together
 from .reading import IGNORED, Reader
-from .things import Things, labels_of
+from .things import Things, labels_of, spread
 
 CONTRAST = 1.0  # weight of the contrast between places beside the probabilities' own loss
 RIVALS = 1.0    # of the contrast between the texts of a frame: which of them is asked for, when all are found
@@ -53,6 +53,7 @@ class Looking(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(2.5))      # of the contrast between places
         self.captions = Captions(model.config.vision.trunk.width, model.config.llm.width)
         self.things, self.low_things = Things(model.config.vision.view_width), Things(model.config.vision.trunk.width)
+        self.fresh: set[str] = set()        # heads that know nothing yet: what they look at does not learn from them
         self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
 
     @property
@@ -102,8 +103,8 @@ class Looking(nn.Module):
         losses["prior"], _ = self.where(self.prob(score, vision.prior_prompt.expand(count, -1), torch.arange(count, device=self.device)), signs.float())
         losses["captions"], measures["told"] = self.tell(seen.hidden[-1], examples)
         labels = labels_of(examples, self.device)
-        losses["things"], measures["kind"] = self.things(score[1], labels)
-        losses["low_things"], measures["low_kind"] = self.low_things(seen.hidden[-1], labels)
+        losses["things"], measures["kind"] = self.things(self.shown("things", score[1]), spread(labels, score[1].shape[1]))
+        losses["low_things"], measures["low_kind"] = self.low_things(self.shown("low_things", seen.hidden[-1]), labels)
         return Found(losses, measures, seen, kv, questions, of, prompts, prob, truth)
 
     def tell(self, features: Tensor, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
@@ -114,8 +115,12 @@ class Looking(nn.Module):
         ids = self.model.chat.encode_many([words for words, _ in captions])
         last = torch.tensor([len(each) - 1 for each in ids], device=self.device)
         words = self.model.llm(self.embed_padded(ids))[0][torch.arange(len(ids), device=self.device), last]
-        loss, right = self.captions(features, [example.boxes.to(self.device) for example in examples], words, [name for _, name in captions])
+        loss, right = self.captions(self.shown("captions", features), [example.boxes.to(self.device) for example in examples], words, [name for _, name in captions])
         return loss, right.float().mean()
+
+    def shown(self, head: str, features: Tensor) -> Tensor:
+        """Features for a head; those that a fresh one sees do not learn from it."""
+        return features.detach() if head in self.fresh else features
 
     def embed(self, ids: list[int]) -> Tensor:
         return self.model.llm.embed(torch.tensor(ids, device=self.device))

@@ -24,6 +24,7 @@ BASE_PX, PATCH_PX, GRID = 3780, 14, 270
 WINDOW = (4, 12)
 MEAN = STD = (0.5, 0.5, 0.5)
 LARGE_PX = 32                           # capitals of 18 frame pixels
+THIN, THIN_WEIGHT = ".:-I", 2.0         # characters that are most often left out, and the weight of their labels
 OVERLAP_PX = 5                          # of a character and a patch, upright, from which the patch is labelled with it
 
 
@@ -188,6 +189,8 @@ def slot_loss(logits: Tensor, labels: Tensor, blank: float = 0.1) -> Tensor:
     for part, wanted, share in zip(logits.split((CLASSES, ORDERS), dim=-1), labels.unbind(-1), (1.0, ORDER_SHARE)):
         weight = torch.ones(part.shape[-1], device=part.device)
         weight[0] = blank
+        if part.shape[-1] == CLASSES:
+            weight[[CHARACTERS.index(character) + 1 for character in THIN]] = THIN_WEIGHT
         loss = loss + share * F.cross_entropy(part.flatten(0, -2), wanted.flatten(), weight, ignore_index=IGNORED)
     return loss
 

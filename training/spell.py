@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .looking import padded, say, template_ids
-from .reading import BASE_PX, GRID, IGNORED, PATCH_PX, DensePool, Reader, normalised, slot_accuracy, slot_loss, window_labels
+from .reading import BASE_PX, GRID, IGNORED, PATCH_PX, THIN, DensePool, Reader, normalised, slot_accuracy, slot_loss, window_labels
 
 ASKED = ("what does it say?", "what is written on it?", "read the text", "what is the number?", "which word is it?")
 ALONE, MOST_OTHERS = 0.3, 20     # share of the words whose blocks are shown alone; others beside at most
 WINDOW = (6, 18)                # patches
+PLAIN = 0.5             # share of the words without any of reading.THIN that windows are taken around
 TALL, TALLEST_PX = 1.5, 49      # of 3780 px. A frame holds far fewer tall words than small ones; power of the height that makes up for some of it
 
 
-def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: int, tall: float = 0.0):
+def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: int, tall: float = 0.0, plain: float = 1.0):
     """count windows around a word each, and up to `words` words inside each: patches (count, 108, 588) uint8, ids and labels of the windows,
-    and per word the window it is in, its block numbers there, its text. tall: windows are taken around a word in proportion to this power of its height."""
+    and per word the window it is in, its block numbers there, its text. tall: windows are taken around a word in proportion to this power of its height. plain: see PLAIN."""
     down, across = WINDOW
     out = np.empty((count, down * across, 588), np.uint8)
     ids, labels, found = np.empty((count, down * across), np.int64), np.empty((2, count, down, 2 * across), np.uint8), []
@@ -31,8 +32,10 @@ def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: in
     while n < count:
         frame = int(rng.integers(len(pool)))
         all_words = pool.words[frame]
-        x0, y0, x1, y1 = all_words[rng.integers(len(all_words))]["box"]
-        if x1 - x0 > (across - 2) * PATCH_PX or rng.random() > ((y1 - y0) / TALLEST_PX) ** tall:
+        word = all_words[rng.integers(len(all_words))]
+        x0, y0, x1, y1 = word["box"]
+        share = ((y1 - y0) / TALLEST_PX) ** tall * (1 if any(character in word["text"].decode() for character in THIN) else plain)
+        if x1 - x0 > (across - 2) * PATCH_PX or rng.random() > share:
             continue
         ids[n] = window_around((x0, y0, x1, y1), (BASE_PX, BASE_PX), rng)
         r, c = ids[n, 0] // GRID, ids[n, 0] % GRID
@@ -63,7 +66,7 @@ class Words(IterableDataset):
         while True:
             pool = DensePool(self.pool, "train")
             for _ in range(100):
-                patches, ids, labels, words = words_batch(pool, rng, self.windows, 4, TALL)
+                patches, ids, labels, words = words_batch(pool, rng, self.windows, 4, TALL, PLAIN)
                 yield patches, ids, labels, among_others([words[i] for i in sorted(rng.permutation(len(words))[:self.spelt])], rng)
 
     def batches(self, workers: int):

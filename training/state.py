@@ -72,17 +72,19 @@ def save_heads(folder: str | Path, **heads: nn.Module) -> None:
     path.with_suffix(".new").replace(path)
 
 
-def load_heads(folder: str | Path, **heads: nn.Module) -> None:
-    """What save_heads() wrote. Heads that the folder does not have stay as they are, which is printed: they disturb what is trained on with them."""
+def load_heads(folder: str | Path, **heads: nn.Module) -> set[str]:
+    """What save_heads() wrote. Heads that the folder does not have stay as they are, which is printed. Returns their names."""
     from safetensors.torch import load_file
     path = Path(folder) / HEADS
-    every = load_file(path) if path.exists() else {}
+    every, missing = load_file(path) if path.exists() else {}, set()
     for name, head in heads.items():
         own = {key.removeprefix(f"{name}."): value for key, value in every.items() if key.startswith(f"{name}.")}
         if own:
             head.load_state_dict(own)
         else:
             print(f"{path} has no head {name!r}: training begins with a new one", flush=True)
+            missing.add(name)
+    return missing
 
 
 class Mean:

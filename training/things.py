@@ -23,16 +23,11 @@ class Things(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, 1 + len(names)) for names in NAMES)
 
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """features: (scenes, places, width) of a grid whose side is a multiple of the low-res one's | labels: (scenes, 2, 729) int64, as labels_of() gives them.
+        """features: (n, places, width) | labels: (n, 2, places) int64, of each of these places.
 
         Returns the loss, in which places of things and of none weigh the same, and the share of the former that is told which of all kinds it is of; NaN where there is none.
         """
-        side = round(features.shape[1] ** 0.5)
-        labels = labels.unflatten(2, (LOW_GRID, LOW_GRID))
-        for axis in (2, 3):
-            labels = labels.repeat_interleave(side // LOW_GRID, dim=axis)
-        features = SHARP * F.normalize(features.float(), dim=2)
-        labels, loss = labels.flatten(2), torch.zeros((), device=features.device)
+        features, loss = SHARP * F.normalize(features.float(), dim=2), torch.zeros((), device=features.device)
         thing = labels[:, 0] > 0
         for head, wanted in zip(self.heads, labels.unbind(1)):
             wrong = F.cross_entropy(head(features).transpose(1, 2), wanted, reduction="none")
@@ -49,3 +44,9 @@ def labels_of(examples: Sequence[Example], device: torch.device | str = "cpu") -
             colour, kind = name.split(" ", 1)
             own[0, box], own[1, box] = NAMES[0].index(kind) + 1, NAMES[1].index(colour) + 1
     return labels.to(device)
+
+
+def spread(labels: Tensor, places: int) -> Tensor:
+    """Labels (.., 729) of low-res places for the `places` of a grid whose side is a multiple of theirs: (.., places)."""
+    times = round(places ** 0.5) // LOW_GRID
+    return labels.unflatten(-1, (LOW_GRID, LOW_GRID)).repeat_interleave(times, dim=-2).repeat_interleave(times, dim=-1).flatten(-2)

@@ -25,7 +25,7 @@ from .frames import Ring
 from .optimiser import Optimiser, schedule
 from .scenes import Scenes
 from .state import HEADS, Run, load_heads, means, save_heads
-from .things import Things, labels_of
+from .things import Things, labels_of, spread
 
 TAUGHT = 4.0        # weight of saying what the old network said
 NEW, OTHER = 0.25, 0.25      # of a filter's size, what is new in it; of what a channel gives, to those that its twin gives to mostly
@@ -48,7 +48,7 @@ class Telling(nn.Module):
         with torch.no_grad():
             wanted = self._old[0](views)
         off = 1 - F.cosine_similarity(features.float(), wanted.float(), dim=2).mean()
-        loss, kind = self.things(features, labels_of(examples))
+        loss, kind = self.things(features, spread(labels_of(examples), features.shape[1]))
         return TAUGHT * off + loss, {"off": off.detach(), "things": loss.detach(), "kind": kind}
 
 
