@@ -4,7 +4,8 @@
 
 The reference's way: its image processor to a 3780 x 3780 float tensor, F.interpolate to every scale, unfold, and the picked rows.
 Both get the same frame, the same ids and the same number of threads, and take turns; the patches are compared first. Also:
-the same from NV12, the low-res and the 1512 px inputs together (ms_inputs), and the memory gather takes beside frame and output.
+the same from NV12, the low-res and the 1512 px inputs in one call (ms_inputs) and in two (ms_inputs_apart), and the memory gather
+takes beside frame and output.
 Without --peer only ours is measured. The last line is one JSON object.
 """
 from __future__ import annotations
@@ -95,13 +96,15 @@ def main() -> None:
     low_ids, view_ids = np.arange(27 * 27, dtype=np.int32), np.arange(54 * 54, dtype=np.int32)
     low_out, view_out = np.full((27 * 27, 588), np.nan, np.float32), np.full((54 * 54, 3 * 28 * 28), np.nan, np.float32)
 
-    def inputs():
-        _core.gather(frame["RGB"], BASE_PX, 378, 14, low_ids, *HALF, threads, low_out)
-        _core.gather(frame["RGB"], BASE_PX, 1512, 28, view_ids, *HALF, threads, view_out)
+    parts = [(378, 14, low_ids, low_out), (1512, 28, view_ids, view_out)]
+
+    def inputs_apart():
+        for px, patch_px, each, into in parts:
+            _core.gather(frame["RGB"], BASE_PX, px, patch_px, each, *HALF, threads, into)
 
     result = {"benchmark": "gather", "extra_mb": memory_growth_mb(lambda: gather_all(frame["RGB"], ids, out, threads))}
     ours = {"gather": lambda: gather_all(frame["RGB"], ids, out, threads), "gather_nv12": lambda: gather_all(frame["NV12"], ids, out, threads),
-            "inputs": inputs}
+            "inputs": lambda: _core.gather_parts(frame["RGB"], BASE_PX, parts, *HALF, threads), "inputs_apart": inputs_apart}
     times = {name: [] for name in ours}
     theirs_ms = []
 

@@ -16,6 +16,7 @@ from .errors import ClosedError, InputError, RuntimeFailedError
 from .position import full_residual, position_rows
 
 Picks = dict            # {scale px: ascending int32 patch ids}
+MOST_PARTS = 8          # scales that the core takes at once
 
 
 class HostOps:
@@ -36,14 +37,18 @@ class HostOps:
 
     def patches(self, frames: Sequence, picks: Sequence[Picks], patch_px: int) -> np.ndarray:
         """(frames, n, 3 * patch_px^2) f32: n patches of each frame, scale by scale."""
-        g = self.geometry
-        found = np.empty((len(frames), count(picks), 3 * patch_px ** 2), np.float32)
-        for frame, each, out in zip(frames, picks, found):
+        return self.together(frames, [(picks, patch_px)])[0]
+
+    def together(self, frames: Sequence, wanted: Sequence[tuple[Sequence[Picks], int]]) -> list[np.ndarray]:
+        """What patches() gives for each (picks, patch_px) of wanted. Cut together: whole frames at several scales share work."""
+        g, found = self.geometry, [np.empty((len(frames), count(picks), 3 * patch_px ** 2), np.float32) for picks, patch_px in wanted]
+        for i, frame in enumerate(frames):
             if frame.device != "cpu":
                 raise InputError(f"[gather] the frame lies on {frame.device}; this session gathers on the processor, as {self.why}. Pass Frame.of(frame).cpu(), or open an engine, or "
                                  "an ONNX bundle with device=\"cuda\", where the core has CUDA kernels.")
-            for px, ids, part in parts(each):
-                _core.gather(frame.core, g["scales_px"][-1], px, patch_px, ids, g["mean"], g["std"], self.num_threads, out[part])
+            every = [(px, patch_px, ids, out[i, part]) for (picks, patch_px), out in zip(wanted, found) for px, ids, part in parts(picks[i])]
+            for start in range(0, len(every), MOST_PARTS):
+                _core.gather_parts(frame.core, g["scales_px"][-1], every[start:start + MOST_PARTS], g["mean"], g["std"], self.num_threads)
         return found
 
     def positions(self, picks: Sequence[Picks]) -> np.ndarray:
@@ -119,6 +124,9 @@ class DeviceOps:
                 cuda.gather(frame.core, g["scales_px"][-1], [(px, patch_px, ids, found[i][part]) for px, ids, part in parts(each)], g["mean"], g["std"])
             cuda.synchronize()
         return found
+
+    def together(self, frames: Sequence, wanted: Sequence[tuple[Sequence[Picks], int]]) -> list:
+        return [self.patches(frames, *each) for each in wanted]
 
     def positions(self, picks: Sequence[Picks]):
         g = self.geometry

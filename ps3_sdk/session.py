@@ -160,8 +160,9 @@ class Session(Stages):
                 timing = Timing()
                 with timing.stage("encode_low"):
                     placed = self.ops.placed(group)
-                    seen, features = self._encode_low(placed)
-                    scores = self._score_features(placed, features)
+                    patches, *view = self._whole(placed)
+                    seen, features = self._encode_low(patches)
+                    scores = self._score_features(features, *view)
                     rows = [self.language.low_rows(tokens) if self.language else None for tokens, _ in seen]
                 share = timing.total_ms / len(group)
                 found += [Look(self, frame, tokens, kv, *scored, Timing({"encode_low": share}), row, placed=there)

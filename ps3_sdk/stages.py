@@ -46,7 +46,7 @@ class Stages:
 
         Returns tokens (low-res tokens, width), K/V by input name of the next pass, features (1, low-res tokens, feature_width).
         """
-        (seen,), features = self._encode_low([frame])
+        (seen,), features = self._encode_low(self._whole([frame])[0])
         return *seen, features
 
     def encode_prompt(self, text: str = "", embedding=None, timing: Timing | None = None) -> Prompt:
@@ -118,10 +118,7 @@ class Stages:
     def gather_many(self, frames: list[Frame], picks: list[dict[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         """gather of several with equally many patches: (frames, n, 3 * patch * patch) and (frames, n, width)."""
         self._open()
-        found = self.ops.patches(frames, picks, self.patch_px), self.ops.positions(picks)
-        if self._large_tables:
-            self.bundle.release(TABLES)
-        return found
+        return self.ops.patches(frames, picks, self.patch_px), self._positions(picks)
 
     def encode_high(self, patches: np.ndarray, position: np.ndarray, kv: dict[str, np.ndarray]) -> np.ndarray:
         """(n, width) f32 tokens of picked patches, which attend to the low-res keys and values and to each other."""
@@ -200,16 +197,28 @@ class Stages:
         self._open()
         return self._networks[name].run(inputs, outputs)
 
-    def _encode_low(self, frames: list[Frame]) -> tuple[list[tuple[np.ndarray, dict[str, np.ndarray]]], np.ndarray]:
-        """What encode_low gives, for frames in one run: tokens and K/V of each, features of all."""
-        px, depth, num = self.geometry["scales_px"][0], self.geometry["depth"], len(frames)
-        picks = [{px: np.arange((px // self.patch_px) ** 2, dtype=np.int32)}] * num
-        patches, position = self.gather_many(frames, picks)
-        inputs = {"patches": patches, "position": position, "keep": np.array([patches.shape[1]], np.int64), **self._no_past(num)}
+    def _whole(self, frames: list[Frame]) -> list[np.ndarray]:
+        """All patches of whole frames, (frames, n, 3 * patch * patch): of the lowest scale, and those that score_features sees where the model has a view."""
+        self._open()
+        g, every = self.geometry, lambda px, patch: ([{px: np.arange((px // patch) ** 2, dtype=np.int32)}] * len(frames), patch)
+        views = [] if g["view_px"] is None else [every(g["view_px"], g["view_patch_px"])]
+        return self.ops.together(frames, [every(g["scales_px"][0], self.patch_px), *views])
+
+    def _encode_low(self, patches: np.ndarray) -> tuple[list[tuple[np.ndarray, dict[str, np.ndarray]]], np.ndarray]:
+        """What encode_low gives, for patches (frames, low-res tokens, 3 * patch * patch) in one run: tokens and K/V of each, features of all."""
+        depth, (num, tokens, _) = self.geometry["depth"], patches.shape
+        position = self._positions([{self.geometry["scales_px"][0]: np.arange(tokens, dtype=np.int32)}] * num)
+        inputs = {"patches": patches, "position": position, "keep": np.array([tokens], np.int64), **self._no_past(num)}
         keys = [f"{kind}_{i}" for kind in ("key", "value") for i in range(depth)]
         out = self._run("encode", inputs, ["tokens", "features", *keys])
         part = lambda name, i: out[name] if num == 1 else out[name][i:i + 1].copy()     # a copy, so that one look does not keep the others' memory
         return [(part("tokens", i)[0], {f"past_{key}": part(key, i) for key in keys}) for i in range(num)], out["features"]
+
+    def _positions(self, picks: list[dict[int, np.ndarray]]) -> np.ndarray:
+        found = self.ops.positions(picks)
+        if self._large_tables:
+            self.bundle.release(TABLES)
+        return found
 
     def _no_past(self, batch: int = 1) -> dict[str, np.ndarray]:
         ports = [port for port in self.bundle.manifest["networks"]["encode"]["inputs"] if port["name"].startswith("past_")]
@@ -217,14 +226,13 @@ class Stages:
         empty = np.empty((batch, self.geometry["heads"], 0, self.geometry["width"] // self.geometry["heads"]), dtype)
         return {port["name"]: empty for port in ports}
 
-    def _score_features(self, frames: list[Frame], features: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """What score() compares prompts with, for each frame: low_features, view_features. features: (frames, low-res tokens, feature_width)."""
-        view_px, patch, inputs, outputs = self.geometry["view_px"], self.geometry["view_patch_px"], {"features": features}, ["low_features"]
-        if view_px is not None:
-            picks = [{view_px: np.arange((view_px // patch) ** 2, dtype=np.int32)}] * len(frames)
-            inputs["view"], outputs = self.ops.patches(frames, picks, patch), ["low_features", "view_features"]
+    def _score_features(self, features: np.ndarray, *view: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """What score() compares prompts with, for each frame: low_features, view_features. features: (frames, low-res tokens, feature_width) | view: as _whole() gives it."""
+        inputs, outputs = {"features": features}, ["low_features"]
+        if view:
+            (inputs["view"],), outputs = view, ["low_features", "view_features"]
         out = self._run("score_features", inputs, outputs)
-        return [tuple(out[name][i] if name in out else None for name in ("low_features", "view_features")) for i in range(len(frames))]
+        return [tuple(out[name][i] if name in out else None for name in ("low_features", "view_features")) for i in range(features.shape[0])]
 
     def _encode_texts(self, texts: list[str]) -> list[Prompt]:
         """Texts through the text tower, TEXTS_A_RUN at a time; they are kept."""

@@ -76,10 +76,11 @@ def observe(session: Session, picture: np.ndarray, prompt: str, picks: dict[int,
     most: patches that encode_high takes, default any number.
     """
     frame, found = Frame.of(picture), {}
-    tokens, kv, features = session.encode_low(frame)
+    patches, *view = session._whole([frame])
+    ((tokens, kv),), features = session._encode_low(patches)
     found |= {"encode_low.tokens": tokens, "encode_low.features": features[0]}
     found |= {f"encode_low.{name.removeprefix('past_')}": np.asarray(array) for name, array in kv.items()}
-    low, view = session._score_features([frame], features)[0]
+    low, view = session._score_features(features, *view)[0]
     found |= {"encode_low.low_features": low, **({} if view is None else {"encode_low.view_features": view})}
     query = session.encode_prompt(prompt if session.bundle.manifest["text"] else "")
     if query.pooled is not None:

@@ -146,6 +146,58 @@ def test_order_repeats_threads_and_out_change_nothing():
             assert np.array_equal(out, everything[picked])
 
 
+PARTS = {
+    "inputs": [(378, 14), (1512, 28)], "turned": [(1512, 28), (378, 14)], "three": [(378, 14), (3780, 14), (1512, 28)], "one patch to one": [(1512, 14), (378, 14), (1512, 28)],
+    "the same twice": [(1512, 28), (1512, 28)], "no whole number": [(378, 18), (1512, 28)], "one coarse scale": [(252, 14), (378, 14)]}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("size", ["4k", "odd", "portrait", "one_pixel"])
+def test_parts_are_what_each_gives_alone(parts, size):
+    rgb = noise(*SIZES[size])
+    frame = _core.Frame("RGB", [rgb], *SIZES[size])
+    whole = [np.arange((px // patch_px) ** 2, dtype=np.int32) for px, patch_px in PARTS[parts]]
+    if parts == "three":
+        whole[1] = some_ids(3780, 14)
+    for threads, (mean, std) in ((1, HALF), (3, CLIP)):
+        wanted = [(px, patch_px, ids, np.full((len(ids), 3 * patch_px ** 2), np.nan, np.float32)) for (px, patch_px), ids in zip(PARTS[parts], whole)]
+        _core.gather_parts(frame, 3780, wanted, mean, std, threads)
+        for px, patch_px, ids, out in wanted:
+            assert np.array_equal(out, _core.gather(frame, 3780, px, patch_px, ids, mean, std)), (px, patch_px)
+
+
+@pytest.mark.parametrize("base_px, parts", [(3840, [(384, 16), (1536, 32)]), (1536, [(384, 16), (768, 16)]), (64, [(16, 8), (32, 8)]), (60, [(6, 2), (24, 4)])])
+def test_parts_of_other_pyramids(base_px, parts):
+    rgb = noise(333, 517)
+    frame = _core.Frame("BGR", [rgb], 333, 517)
+    wanted = [(px, patch_px, np.arange((px // patch_px) ** 2, dtype=np.int32), np.full(((px // patch_px) ** 2, 3 * patch_px ** 2), np.nan, np.float32)) for px, patch_px in parts]
+    _core.gather_parts(frame, base_px, wanted, *HALF)
+    for px, patch_px, ids, out in wanted:
+        assert np.array_equal(out, _core.gather(frame, base_px, px, patch_px, ids, *HALF)), (px, patch_px)
+
+
+def test_parts_with_other_ids_and_nothing_outside_of_them():
+    frame = _core.Frame("RGB", [noise(100, 120)], 100, 120)
+    low, view = np.arange(729, dtype=np.int32), np.arange(54 * 54, dtype=np.int32)
+    turned, repeated = low[::-1].copy(), np.concatenate([view[:-1], view[:1]])
+    for low_ids, view_ids in ((turned, view), (low, repeated), (low, view[:-1]), (low[:0], view), (low, view)):
+        memory = [np.full(4096 + len(ids) * 3 * px ** 2 + 4096, 7.0, np.float32) for ids, px in ((low_ids, 14), (view_ids, 28))]
+        outs = [each[4096:-4096].reshape(len(ids), 3 * px ** 2) for each, ids, px in zip(memory, (low_ids, view_ids), (14, 28))]
+        _core.gather_parts(frame, 3780, [(378, 14, low_ids, outs[0]), (1512, 28, view_ids, outs[1])], *HALF)
+        assert np.array_equal(outs[0], _core.gather(frame, 3780, 378, 14, low_ids, *HALF)) and np.array_equal(outs[1], _core.gather(frame, 3780, 1512, 28, view_ids, *HALF))
+        assert all((each[:4096] == 7).all() and (each[-4096:] == 7).all() for each in memory)
+
+
+def test_bad_parts_are_refused_before_any_is_cut():
+    frame, out = _core.Frame("RGB", [noise(20, 20)], 20, 20), np.full((729, 588), 7, np.float32)
+    good = (378, 14, np.arange(729, dtype=np.int32), out)
+    for parts, said in (([], "0 parts were given; needs 1..8"), ([good] * 9, "9 parts were given; needs 1..8"), ([good, (378, 14, np.array([729], np.int32), out[:1])], "id[0] is 729"),
+                        ([good, (378, 14, np.arange(3, dtype=np.int32), out)], "needs (3, 588)"), ([good, (377, 14, good[2], out)], "377 is no multiple")):
+        with pytest.raises(InputError) as error:
+            _core.gather_parts(frame, 3780, parts, *HALF)
+        assert said in str(error.value) and (out == 7).all()
+
+
 def test_nothing_is_written_outside_out():
     memory = np.full(4096 + 588 * 30 + 4096, 7.0, np.float32)
     out = memory[4096:4096 + 588 * 30].reshape(30, 588)

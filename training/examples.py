@@ -73,7 +73,9 @@ class Cutter:
     def patches(self, frame, parts: Sequence[Part]) -> list[Tensor]:
         """Per part (K, 3 * patch_px^2) f32, normalised."""
         if self.cuda is None:
-            return [torch.from_numpy(_core.gather(frame, BASE_PX, px, patch_px, np.ascontiguousarray(ids, np.int32), MEAN, STD)).to(self.device) for px, patch_px, ids in parts]
+            outs = [np.empty((len(ids), 3 * patch_px ** 2), np.float32) for _, patch_px, ids in parts]
+            _core.gather_parts(frame, BASE_PX, [(px, patch_px, np.ascontiguousarray(ids, np.int32), out) for (px, patch_px, ids), out in zip(parts, outs)], MEAN, STD)
+            return [torch.from_numpy(out).to(self.device) for out in outs]
         every = torch.from_numpy(np.concatenate([ids for *_, ids in parts]).astype(np.int32)).to(self.device).split([len(ids) for *_, ids in parts])
         outs = [torch.empty(len(ids), 3 * patch_px ** 2, device=self.device) for _, patch_px, ids in parts]
         self.cuda.gather(frame, BASE_PX, [(px, patch_px, ids, out) for (px, patch_px, _), ids, out in zip(parts, every, outs)], MEAN, STD)

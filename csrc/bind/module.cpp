@@ -8,20 +8,27 @@ namespace ps3::bind {
 
 namespace {
 
+void check_on_host(const Frame& frame) {
+  if (frame.device() < 0) return;
+  raise(Code::kInvalidArgument, "[gather] the frame lies on GPU " + std::to_string(frame.device()) + "; needs one in host memory. Call gather of Cuda, or copy the frame to the host.");
+}
+
+py::ssize_t row_length(int patch_px) { return patch_px > 0 && patch_px <= 1024 ? py::ssize_t{3} * patch_px * patch_px : 0; }
+
+void check_shape(const py::array& out, py::ssize_t num_ids, int patch_px) {
+  if (out.shape(0) == num_ids && out.shape(1) == row_length(patch_px)) return;
+  raise(Code::kInvalidArgument, "[gather] out has shape " + std::string(py::str(out.attr("shape"))) + "; needs (" + std::to_string(num_ids) + ", " +
+                                    std::to_string(row_length(patch_px)) + "). Pass an array of that shape.");
+}
+
 py::array gather_array(const Frame& frame, int base_px, int size_px, int patch_px, const py::object& ids, const py::object& mean,
                        const py::object& std, int num_threads, const py::object& out) {
-  if (frame.device() >= 0) {
-    raise(Code::kInvalidArgument, "[gather] the frame lies on GPU " + std::to_string(frame.device()) + "; needs one in host memory. Call gather of Cuda, or copy the frame to the host.");
-  }
+  check_on_host(frame);
   const py::array id_array = array_of<std::int32_t>(ids, "gather", "ids", 1);
   const Normalize normalize = normalize_of(mean, std);
   const Scale scale{base_px, size_px, patch_px};
-  const py::ssize_t row = patch_px > 0 && patch_px <= 1024 ? py::ssize_t{3} * patch_px * patch_px : 0;
-  py::array result = out.is_none() ? py::array(new_floats({id_array.size(), row})) : array_of<float>(out, "gather", "out", 2, true);
-  if (!out.is_none() && (result.shape(0) != id_array.size() || result.shape(1) != row)) {
-    raise(Code::kInvalidArgument, "[gather] out has shape " + std::string(py::str(out.attr("shape"))) + "; needs (" +
-                                      std::to_string(id_array.size()) + ", " + std::to_string(row) + "). Pass an array of that shape.");
-  }
+  py::array result = out.is_none() ? py::array(new_floats({id_array.size(), row_length(patch_px)})) : array_of<float>(out, "gather", "out", 2, true);
+  check_shape(result, id_array.size(), patch_px);
   Status status;
   {
     const Span<const std::int32_t> id_span = span<std::int32_t>(id_array);
@@ -33,6 +40,26 @@ py::array gather_array(const Frame& frame, int base_px, int size_px, int patch_p
   return result;
 }
 
+void gather_parts(const Frame& frame, int base_px, const std::vector<std::tuple<int, int, py::object, py::object>>& parts, const py::object& mean,
+                  const py::object& std, int num_threads) {
+  check_on_host(frame);
+  const Normalize normalize = normalize_of(mean, std);
+  std::vector<py::array> kept;
+  std::vector<GatherPart> wanted;
+  for (const auto& [size_px, patch_px, id_object, out_object] : parts) {
+    const py::array ids = array_of<std::int32_t>(id_object, "gather", "ids", 1);
+    py::array out = array_of<float>(out_object, "gather", "out", 2, true);
+    check_shape(out, ids.size(), patch_px);
+    wanted.push_back({{base_px, size_px, patch_px}, span<std::int32_t>(ids), writeable_span<float>(out), {}});
+    kept.insert(kept.end(), {ids, out});
+  }
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = gather(Cpu{num_threads}, frame.view(), wanted, normalize);
+  }
+  raise_if_failed(status);
+}
 
 py::array score_array(const py::object& features, const py::object& view_features, const py::object& prompt, const py::object& view_weight,
                       const py::object& view_bias, int num_threads) {
@@ -157,6 +184,9 @@ PYBIND11_MODULE(_core, module) {
              py::arg("mean"), py::arg("std"), py::arg("num_threads") = 0, py::arg("out") = py::none(),
              "Cut patches of one scale out of a frame, resampled and normalised -> f32 (K, 3*patch*patch), order (c, y, x).\n"
              "ids int32 (K,), row-major on the scale's grid. Raises InputError.");
+  module.def("gather_parts", &gather_parts, py::arg("frame"), py::arg("base_px"), py::arg("parts"), py::arg("mean"), py::arg("std"), py::arg("num_threads") = 0,
+             "Patches of several scales as gather() cuts them, into f32 (K, 3*patch*patch) arrays. parts: (size_px, patch_px, ids, out) each, 1..8 of them.\n"
+             "The whole grids of two scales, such as the low-res and the 1512 px input, share work. Raises InputError.");
   module.def("score", &score_array, py::arg("features"), py::arg("view_features"), py::arg("prompt"), py::arg("view_weight"),
              py::arg("view_bias"), py::arg("num_threads") = 0,
              "How much a prompt cares about every place -> prob f32 (g, g) in (0, 1).\n"

@@ -90,13 +90,15 @@ BaseAxis plan_base(int in_px, int base_px, const std::vector<char>& needed) {
 }
 
 /// Patches per side of a tile, so that it samples about kTilePositions base indices.
-int tile_patches(const Scale& scale) {
+int tile_patches(const Scale& scale, int multiple) {
   const double ratio = static_cast<double>(scale.base_px) / scale.size_px;
   const double per_patch = scale.patch_px * (is_exact(scale.base_px, scale.size_px) ? 1.0 : std::min(4.0, ratio));
-  return std::clamp(static_cast<int>(kTilePositions / per_patch), 1, kMaxTileSide);
+  const double wanted = kTilePositions / per_patch;
+  return multiple == 1 ? std::clamp(static_cast<int>(wanted), 1, kMaxTileSide) : std::clamp(static_cast<int>(std::lround(wanted / multiple)), 1, kMaxTileSide / multiple) * multiple;
 }
 
-std::vector<Tile> make_tiles(const GatherPlan& plan, Span<const std::int32_t> ids, int limit) {
+/// multiple > 1: tiles begin at whole multiples of it.
+std::vector<Tile> make_tiles(const GatherPlan& plan, Span<const std::int32_t> ids, int limit, int multiple) {
   std::vector<Tile> tiles;
   std::vector<std::size_t> above, current;  // tiles that end in the row above and in this one
   int row_now = -2;
@@ -113,7 +115,8 @@ std::vector<Tile> make_tiles(const GatherPlan& plan, Span<const std::int32_t> id
     }
     const int pieces = (static_cast<int>(run) + limit - 1) / limit;
     for (int piece = 0; piece < pieces; ++piece) {
-      const int begin = static_cast<int>(run) * piece / pieces, end = static_cast<int>(run) * (piece + 1) / pieces;
+      const auto edge = [&](int n) { return static_cast<int>(run / multiple) * n / pieces * multiple; };
+      const int begin = edge(piece), end = piece + 1 < pieces ? edge(piece + 1) : static_cast<int>(run);
       const auto fits = [&](std::size_t t) {
         return tiles[t].col == col + begin && tiles[t].num_cols == end - begin && tiles[t].num_rows < limit &&
                tiles[t].row + tiles[t].num_rows == row;
@@ -135,7 +138,39 @@ std::vector<Tile> make_tiles(const GatherPlan& plan, Span<const std::int32_t> id
 
 }  // namespace
 
-GatherPlan plan_gather(const FrameView& frame, const Scale& scale, Span<const std::int32_t> ids) {
+int tile_to_share(const Scale& fine, Span<const std::int32_t> fine_ids, const Scale& coarse, Span<const std::int32_t> coarse_ids) {
+  const auto whole = [](const Scale& scale, Span<const std::int32_t> ids) {
+    const std::size_t grid = static_cast<std::size_t>(scale.size_px / scale.patch_px);
+    if (ids.size() != grid * grid) return false;
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      if (ids[i] != static_cast<std::int32_t>(i)) return false;
+    }
+    return true;
+  };
+  const auto is_resampled = [](const Scale& scale) { return !is_exact(scale.base_px, scale.size_px); };
+  if (fine.base_px != coarse.base_px || !is_resampled(fine) || !is_resampled(coarse)) return 0;
+  if (static_cast<long>(fine.base_px) * fine.patch_px % fine.size_px != 0 || static_cast<long>(coarse.base_px) * coarse.patch_px % coarse.size_px != 0) return 0;
+  const int fine_extent = static_cast<int>(static_cast<long>(fine.base_px) * fine.patch_px / fine.size_px);
+  const int coarse_extent = static_cast<int>(static_cast<long>(coarse.base_px) * coarse.patch_px / coarse.size_px);
+  // Up to four base pixels to one of `fine` a tile samples all that lie between its first and its last one.
+  if (fine.base_px > 4 * fine.size_px || coarse.size_px > fine.size_px || coarse_extent % fine_extent != 0 || coarse_extent > kTilePositions) return 0;
+  const int side = coarse_extent / fine_extent;
+  if (side > kMaxTileSide || !whole(fine, fine_ids) || !whole(coarse, coarse_ids)) return 0;
+  const auto first_tap = [](const Scale& scale, int i) { return phase_of(i, scale.base_px, scale.size_px).index; };
+  for (int tile = 0; tile < coarse.size_px / coarse.patch_px; ++tile) {
+    const int fine_begin = tile * side * fine.patch_px, begin = tile * coarse.patch_px;
+    if (first_tap(coarse, begin) < first_tap(fine, fine_begin)) return 0;
+    if (first_tap(coarse, begin + coarse.patch_px - 1) > first_tap(fine, fine_begin + side * fine.patch_px - 1)) return 0;
+  }
+  return side;
+}
+
+Rider plan_rider(const Scale& coarse, int side) {
+  const int grid = coarse.size_px / coarse.patch_px;
+  return {coarse.patch_px, grid, side, plan_scale(coarse, std::vector<char>(static_cast<std::size_t>(grid), 1))};
+}
+
+GatherPlan plan_gather(const FrameView& frame, const Scale& scale, Span<const std::int32_t> ids, int multiple) {
   GatherPlan plan;
   plan.base_px = scale.base_px;
   plan.patch_px = scale.patch_px;
@@ -145,7 +180,7 @@ GatherPlan plan_gather(const FrameView& frame, const Scale& scale, Span<const st
   if (!std::is_sorted(ids.begin(), ids.end())) {
     std::stable_sort(plan.order.begin(), plan.order.end(), [&](int a, int b) { return ids[a] < ids[b]; });
   }
-  plan.tiles = make_tiles(plan, ids, tile_patches(scale));
+  plan.tiles = make_tiles(plan, ids, tile_patches(scale, multiple), multiple);
 
   std::vector<char> cols(plan.grid, 0), rows(plan.grid, 0), either(plan.grid, 0);
   for (const Tile& tile : plan.tiles) {

@@ -44,6 +44,18 @@ struct GatherPlan {
   int max_source_cols = 0, max_source_rows = 0;
 };
 
+/// A coarser whole grid whose patches are made in the tiles of a finer one, of base rows that are there already.
+struct Rider {
+  int patch_px = 0, grid = 0, side = 0;  // one of its patches is side x side of the finer ones
+  ScaleAxis scale;
+};
+
+/// How many patches of `fine` lie along a side of one of `coarse`, if gathering both of one frame may share tiles: whole grids with ids 0, 1, 2, ..; else 0.
+int tile_to_share(const Scale& fine, Span<const std::int32_t> fine_ids, const Scale& coarse, Span<const std::int32_t> coarse_ids);
+
+/// May throw std::bad_alloc.
+Rider plan_rider(const Scale& coarse, int side);
+
 /// One axis of one tile. Position p stands for base index base[p]; output i starts at position slot[i].
 struct TileAxis {
   int num_positions = 0;
@@ -51,8 +63,8 @@ struct TileAxis {
   std::vector<int> base, slot;
 };
 
-/// May throw std::bad_alloc.
-GatherPlan plan_gather(const FrameView& frame, const Scale& scale, Span<const std::int32_t> ids);
+/// multiple: of patches along each side of a tile. May throw std::bad_alloc.
+GatherPlan plan_gather(const FrameView& frame, const Scale& scale, Span<const std::int32_t> ids, int multiple = 1);
 
 /// Fills axis for patches begin .. begin + count - 1 of that axis. Reuses its vectors.
 void lay_out(const GatherPlan& plan, const BaseAxis& base, int begin, int count, TileAxis& axis);

@@ -149,48 +149,74 @@ PS3_LANES void write_exact(const GatherJob& job, const Tile& tile, const GatherS
   }
 }
 
+/// Step 2 along y: of the four base rows in the ring from `slot` on.
+template <int kLanes>
+PS3_LANES void blend_rows(const GatherScratch& s, int slot, const float* taps, int width) {
+  const float *row0 = s.ring + (slot & 3) * s.pitch, *row1 = s.ring + ((slot + 1) & 3) * s.pitch;
+  const float *row2 = s.ring + ((slot + 2) & 3) * s.pitch, *row3 = s.ring + ((slot + 3) & 3) * s.pitch;
+  for (int p = 0; p < width; p += kLanes) {
+    store(s.row + p, ((load<Floats<kLanes>>(row0 + p) * taps[0] + load<Floats<kLanes>>(row1 + p) * taps[1]) + load<Floats<kLanes>>(row2 + p) * taps[2]) +
+                         load<Floats<kLanes>>(row3 + p) * taps[3]);
+  }
+}
+
+/// Step 2 along x: one row of a patch, of the row that blend_rows made. begin: where in the patch, of `area` values, its row of `side` begins.
+PS3_LANES void write_row(const float* made, const int* slots, const float* taps, int side, int area, int begin, const Channel& channel, float* patch) {
+  const float mean = channel.mean, scale = channel.scale;
+  const auto value = [&](int at) PS3_BODY {
+    const float* const taps4 = taps + 4 * at;
+    return normalize_sample(sum_each(load<Floats4>(made + slots[at]) * load<Floats4>(taps4), load<Floats4>(made + slots[at + 1]) * load<Floats4>(taps4 + 4),
+                                     load<Floats4>(made + slots[at + 2]) * load<Floats4>(taps4 + 8), load<Floats4>(made + slots[at + 3]) * load<Floats4>(taps4 + 12)),
+                            mean, scale);
+  };
+  float* const to = patch + begin;
+  int at = 0;  // a vector may pass the row's end while it stays inside the patch; later rows overwrite what is too much
+  for (; at < side && begin + at + 4 <= area; at += 4) store(to + at, value(at));
+  for (; at < side; at += 4) store_first(to + at, value(at), std::min(side - at, 4));
+}
+
+/// Rows of the rider's patches whose last base row is the newest in the ring, from `next` on. Returns the first that is not.
+template <int kLanes>
+PS3_LANES int write_rider(const GatherJob& job, const Tile& tile, const GatherScratch& s, const Channel& channel, int ready, int next, int width) {
+  const Rider& rider = *job.rider;
+  const int side = rider.patch_px, area = 3 * side * side, row = tile.row / rider.side, col = tile.col / rider.side;
+  const int num_rows = tile.num_rows / rider.side, num_cols = tile.num_cols / rider.side;
+  const float* const x_taps = &rider.scale.weights[4 * static_cast<std::size_t>(col * side)];
+  for (; next < num_rows * side && s.rider_y[next] + 4 == ready; ++next) {
+    blend_rows<kLanes>(s, s.rider_y[next], &rider.scale.weights[4 * static_cast<std::size_t>(row * side + next)], width);
+    float* const patch = job.rider_out + (static_cast<std::size_t>(row + next / side) * rider.grid + col) * area;
+    for (int j = 0; j < num_cols; ++j) {
+      write_row(s.row, s.rider_x.data() + j * side, x_taps + 4 * j * side, side, area, (channel.index * side + next % side) * side, channel, patch + static_cast<std::size_t>(j) * area);
+    }
+  }
+  return next;
+}
+
 /// Step 2 with four taps along each axis: y on whole rows of the tile, then x.
 template <int kLanes>
 PS3_LANES void write_resampled(const GatherJob& job, const Tile& tile, const GatherScratch& s, const Channel& channel) {
   const GatherPlan& plan = *job.plan;
   const int side = plan.patch_px, area = 3 * side * side, width = (s.x.num_positions + 15) / 16 * 16;
   const float* const x_taps = &plan.scale.weights[4 * static_cast<std::size_t>(tile.col * side)];
-  const int* const slot_x = s.x.slot.data();
-  const float mean = channel.mean, scale = channel.scale;
   const long pitch = s.pitch;
-  float* const made = s.row;
-  int ready = 0;  // base rows made so far
+  int ready = 0, ridden = 0;  // base rows made so far; rows of the rider's patches
   for (int i = 0; i < tile.num_rows * side; ++i) {
     const int slot = s.y.slot[i];
-    for (; ready < slot + 4; ++ready) {
+    while (ready < slot + 4) {
       const RowTaps row = row_taps(plan, s, channel, s.y.base[ready]);
       float* to = s.ring + (ready & 3) * s.pitch;
       with_taps(row.count, [&](auto count) PS3_BODY {
         const Weights<kLanes, decltype(count)> weights(row.weights);
         for (int p = 0; p < width; p += kLanes) store(to + p, rows_pass<kLanes>(row.from + p, pitch, weights, count));
       });
+      ++ready;
+      if (job.rider != nullptr) ridden = write_rider<kLanes>(job, tile, s, channel, ready, ridden, width);
     }
-    const float* taps = &plan.scale.weights[4 * static_cast<std::size_t>(tile.row * side + i)];
-    const float *row0 = s.ring + (slot & 3) * s.pitch, *row1 = s.ring + ((slot + 1) & 3) * s.pitch;
-    const float *row2 = s.ring + ((slot + 2) & 3) * s.pitch, *row3 = s.ring + ((slot + 3) & 3) * s.pitch;
-    for (int p = 0; p < width; p += kLanes) {
-      store(made + p, ((load<Floats<kLanes>>(row0 + p) * taps[0] + load<Floats<kLanes>>(row1 + p) * taps[1]) + load<Floats<kLanes>>(row2 + p) * taps[2]) +
-                           load<Floats<kLanes>>(row3 + p) * taps[3]);
-    }
+    blend_rows<kLanes>(s, slot, &plan.scale.weights[4 * static_cast<std::size_t>(tile.row * side + i)], width);
     const std::int32_t* order = &plan.order[tile.first[i / side]];
     const int begin = (channel.index * side + i % side) * side;
     for (int j = 0; j < tile.num_cols; ++j) {
-      float* const to = job.out + static_cast<std::size_t>(order[j]) * area + begin;
-      const auto value = [&](int at) PS3_BODY {
-        const int* const slots = slot_x + j * side + at;
-        const float* const taps4 = x_taps + 4 * (j * side + at);
-        return normalize_sample(sum_each(load<Floats4>(made + slots[0]) * load<Floats4>(taps4), load<Floats4>(made + slots[1]) * load<Floats4>(taps4 + 4),
-                                         load<Floats4>(made + slots[2]) * load<Floats4>(taps4 + 8), load<Floats4>(made + slots[3]) * load<Floats4>(taps4 + 12)),
-                                mean, scale);
-      };
-      int at = 0;  // a vector may pass the row's end while it stays inside the patch; later rows overwrite what is too much
-      for (; at < side && begin + at + 4 <= area; at += 4) store(to + at, value(at));
-      for (; at < side; at += 4) store_first(to + at, value(at), std::min(side - at, 4));
+      write_row(s.row, s.x.slot.data() + j * side, x_taps + 4 * j * side, side, area, begin, channel, job.out + static_cast<std::size_t>(order[j]) * area);
     }
   }
 }
@@ -250,11 +276,22 @@ void GatherScratch::allocate(const GatherJob& job) {
     axis->base.reserve(static_cast<std::size_t>(plan.max_positions));
     axis->slot.reserve(static_cast<std::size_t>(plan.patch_px) * kMaxTileSide + 3);
   }
+  if (job.rider == nullptr) return;
+  for (std::vector<int>* slots : {&rider_x, &rider_y}) slots->resize(static_cast<std::size_t>(job.rider->patch_px) * (kMaxTileSide / job.rider->side) + 3);
 }
 
 void gather_tile(const GatherJob& job, const Tile& tile, GatherScratch& scratch) {
   lay_out(*job.plan, job.plan->x, tile.col, tile.num_cols, scratch.x);
   lay_out(*job.plan, job.plan->y, tile.row, tile.num_rows, scratch.y);
+  if (job.rider != nullptr) {
+    const auto lay = [&](int first, int count, std::vector<int>& slots) {
+      const Rider& rider = *job.rider;
+      const int begin = first / rider.side * rider.patch_px, num = count / rider.side * rider.patch_px, base = job.plan->scale.first[first * job.plan->patch_px];
+      for (int i = 0; i < num + 3; ++i) slots[i] = rider.scale.first[begin + std::min(i, num - 1)] - base;
+    };
+    lay(tile.col, tile.num_cols, scratch.rider_x);
+    lay(tile.row, tile.num_rows, scratch.rider_y);
+  }
   run_tile(job, tile, scratch);
 }
 

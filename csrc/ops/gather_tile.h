@@ -11,11 +11,14 @@ struct GatherJob {
   Normalize normalize;
   const GatherPlan* plan;
   float* out;
+  const Rider* rider = nullptr;  // made along with it, into rider_out
+  float* rider_out = nullptr;
 };
 
 /// A worker's buffers; all but `axis` are 64-byte aligned and allocated once a call.
 struct GatherScratch {
   TileAxis x, y;
+  std::vector<int> rider_x, rider_y;  // slots of the rider's patches, as TileAxis has them
   std::vector<std::uint8_t> memory;
   std::int32_t* strip = nullptr;      // [source byte][16 rows]
   std::int32_t* turned = nullptr;     // [3][position][16 rows]: result of the columns pass
