@@ -16,7 +16,7 @@ from ps3_sdk.training.examples import make_example
 from ps3_sdk.training.looking import Looking
 from ps3_sdk.training.reading import Reader
 from ps3_sdk.training.scenes import Scenes
-from ps3_sdk.training.state import HEADS, load_heads, save_heads
+from ps3_sdk.training.state import HEADS, copy_heads, load_heads, save_heads
 from ps3_sdk.training.things import NAMES, Things, labels_of, spread
 from test_training_looking import SMALL
 
@@ -190,6 +190,15 @@ def test_heads_lie_beside_the_weights_and_others_stay(tmp_path):
     load_heads(tmp_path / "nowhere", captions=other)
     load_heads(tmp_path, more=other)
     assert torch.equal(other.bias, before) and [path.name for path in tmp_path.iterdir()] == [HEADS]
+    (tmp_path / "next").mkdir()
+    copy_heads(tmp_path / "nowhere", tmp_path / "next")
+    assert not (tmp_path / "next" / HEADS).exists()
+    copy_heads(tmp_path, tmp_path / "next")
+    assert not load_heads(tmp_path / "next", things=fresh, captions=other)
+    save_heads(tmp_path / "next", captions=torch.nn.Linear(3, 2))
+    copy_heads(tmp_path, tmp_path / "next")         # to go on: what was trained since stays
+    load_heads(tmp_path / "next", captions=other)
+    assert not torch.equal(other.bias, before)
 
 
 def test_where_only_scoring_learns_nothing_else_has_a_gradient(tmp_path, scenes):

@@ -25,7 +25,7 @@ from .looking import Looking
 from .optimiser import Optimiser, schedule
 from .reading import DensePool, Reader, augmented, normalised, slot_accuracy
 from .spell import Speller, Words, words_batch
-from .state import Run, load_heads, means, save_heads
+from .state import Run, copy_heads, load_heads, means, save_heads
 
 BEFORE = {"look": "read", "look_on": "look", "answer": "look_on", "score": "answer"}
 LOG_EVERY = 10
@@ -68,7 +68,7 @@ def main() -> None:
     machine.add_options(parser)
     options = parser.parse_args()
     if is_checkpoint(options.begin):
-        nano.copy_folder(options.begin, options.run / "model")
+        copy_heads(options.begin, nano.copy_folder(options.begin, options.run / "model"))
     nano.write_folder(options.run / "model")
     machine.launch(work, options)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +86,13 @@ def load_heads(folder: str | Path, **heads: nn.Module) -> set[str]:
             print(f"{path} has no head {name!r}: training begins with a new one", flush=True)
             missing.add(name)
     return missing
+
+
+def copy_heads(source: str | Path, folder: str | Path) -> None:
+    """Heads of a checkpoint folder for a training that goes on from it, also those that it does not need, unless `folder` has some."""
+    made = Path(folder) / HEADS
+    if (Path(source) / HEADS).exists() and not made.exists():
+        shutil.copyfile(Path(source) / HEADS, made)
 
 
 class Mean:

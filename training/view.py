@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Sequence
 
@@ -24,7 +23,7 @@ from .examples import Example, make_example
 from .frames import Ring
 from .optimiser import Optimiser, schedule
 from .scenes import Scenes
-from .state import HEADS, Run, load_heads, means, save_heads
+from .state import Run, copy_heads, load_heads, means, save_heads
 from .things import Things, labels_of, spread
 
 TAUGHT = 4.0        # weight of saying what the old network said
@@ -79,8 +78,7 @@ def begin_folder(source: Path, folder: Path, times: int) -> None:
         raise InputError(f"[training] {folder / name} is of another training. Take another RUN folder.")
     if not (folder / name).exists():
         nano.copy_folder(source, folder)
-        if (source / HEADS).exists():
-            shutil.copyfile(source / HEADS, folder / HEADS)
+        copy_heads(source, folder)
         (folder / name).write_text(text, "utf-8")
 
 
