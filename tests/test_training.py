@@ -10,8 +10,7 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 
 from ps3_sdk import _core
 from ps3_sdk.training import nano
-from ps3_sdk.training import closely as closely_module
-from ps3_sdk.training.closely import Closely, Look, seeming
+from ps3_sdk.training.closely import Closely, Look
 from ps3_sdk.training.examples import make_example, places
 from ps3_sdk.training.frames import nothing_to_see
 from ps3_sdk.training.looking import Looking
@@ -248,30 +247,6 @@ def test_a_close_look_is_at_neighbours(folder):
     best = lambda found, count: {divmod(int(i), 27) for i in np.argsort(-found)[:count]}
     assert best(closely.near(wanted.ravel(), False), 2) == {(3, 3), (4, 4)} and best(closely.near(wanted.ravel(), False), 10) >= {(3, 20)}
     assert best(closely.near(wanted.ravel(), True), 2) == {(3, 20), (2, 21)}
-
-
-def test_what_is_looked_at_in_a_wrong_place_seems_as_probable_as_the_best_one():
-    prob = torch.full((2, 729), 0.1)
-    prob[:, 5], prob[:, 9] = 0.9, 0.3
-    here = seeming(prob, torch.tensor([[9, 10], [9, 10]]), torch.tensor([True, False]))
-    assert torch.allclose(here[:, 0], torch.tensor([0.9, 0.3])) and torch.allclose(here[1], torch.tensor([0.3, 0.1]))
-    assert torch.allclose(torch.logit(here[0, 0]) - torch.logit(here[0, 1]), torch.logit(torch.tensor(0.3)) - torch.logit(torch.tensor(0.1)), atol=1e-5)
-
-
-def test_looks_elsewhere_say_whose_question_they_mislead(folder, scene, monkeypatch):
-    model = nano.new_model(folder)
-    closely = Closely(model, Reader(model.vision.vision_model))
-    example = make_example(scene, np.random.default_rng(0), questions=3)
-    given = []
-    monkeypatch.setattr(closely_module, "seeming", lambda prob, place, misled: given.append(misled) or prob.gather(1, place))
-    for share, learning in ((1.0, True), (0.0, True), (1.0, False)):
-        monkeypatch.setattr(closely_module, "ELSEWHERE", share), monkeypatch.setattr(closely_module, "WIDE", 0.0)
-        with torch.set_grad_enabled(learning):
-            found = closely.find([example])
-            looks = closely.looks_at([example], found, np.random.default_rng(0), learning=learning)
-            assert [look.misled for look in looks] == ([0, 1, 2] if share and learning else [None] * 3)
-            closely([example], np.random.default_rng(0))
-        assert bool(given[-1].any()) == bool(share and learning)
 
 
 def test_a_look_at_right_places_shows_the_texts_of_several_questions(folder, scene):

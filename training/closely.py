@@ -19,19 +19,17 @@ from .things import Things, labels_of
 
 LOOKS, QUESTIONS = 4, 8         # close looks at a scene, and questions of it, that are answered
 WIDE = 0.15     # share of the looks that take the most probable places wherever they are, so that texts beside each other are told apart, too
-ELSEWHERE = 0.35    # of the others that look at the second best place, where mostly nothing of what is asked is: that is to be said, however probable it seems
+ELSEWHERE = 0.2 # of the others that look at the second best place, where mostly nothing of what is asked is: that is to be said
 UNSEEN = 1      # questions about things that are not shown, per look, at most: they are answered by NOT_SEEN
 TOLD = 0.2      # share of the questions whose places are told, so that reading is learnt while looking is not yet certain
 
 
 class Look(NamedTuple):
-    """Some places of a scene seen closely. cells: (places,) int64, ascending | asked: which of all questions are answered there | answers: how |
-    misled: the question, of all, to which these places are to seem as probable as the best one."""
+    """Some places of a scene seen closely. cells: (places,) int64, ascending | asked: which of all questions are answered there | answers: how."""
     scene: int
     cells: np.ndarray
     asked: list[int]
     answers: list[str]
-    misled: int | None = None
 
 
 class Closely(Looking):
@@ -57,8 +55,7 @@ class Closely(Looking):
         losses["answer"] = losses["where"] * 0
         if asked:
             of_look, which = (torch.tensor(each, device=self.device) for each in (of_look, asked))
-            misled = torch.tensor([i == look.misled for look in made for i in look.asked], device=self.device)
-            rows = self.model.projector.told(rows.index_select(0, of_look), seeming(told[which], place[of_look], misled))
+            rows = self.model.projector.told(rows.index_select(0, of_look), told[which].gather(1, place[of_look]))
             losses["answer"], right = self.answer(rows, taken(found.kv, found.of[which]), [found.questions[i] for i in asked], answers)
         return losses["answer"] + losses["slot"] + THINGS * losses["high_things"] + self.looked(losses), {**detached(losses), **found.measures, **shares(right.tolist(), answers)}
 
@@ -71,10 +68,11 @@ class Closely(Looking):
                 wanted, wide = prob[first + lead], self.around is None or learning and rng.random() < WIDE
                 if learning and rng.random() < self.true_share:
                     wanted = wanted + (self.right_places(truth[own], lead, rng) if wide else truth[first + lead])
-                elsewhere = not wide and learning and rng.random() < ELSEWHERE
-                cells = self.cells(wanted if wide else self.near(wanted, elsewhere))
+                if not wide:
+                    wanted = self.near(wanted, learning and rng.random() < ELSEWHERE)
+                cells = self.cells(wanted)
                 kept, answers = self.told_there(example, truth[own], cells, lead, rng) if learning else ([lead], [example.asked[lead][1]])
-                made.append(Look(scene, cells, [first + i for i in kept], answers, first + lead if elsewhere else None))
+                made.append(Look(scene, cells, [first + i for i in kept], answers))
             first += len(example.asked)
         return made
 
@@ -145,13 +143,6 @@ class Closely(Looking):
         things = labels_of(examples, self.device)[of].gather(2, to_device(places_of(ids[-2], SCALES[-2] // PATCH_PX))[:, None].expand(-1, 2, -1))
         return (torch.cat(rows, dim=1), torch.cat(place, dim=1), slot_loss(self.reader.slots(fine), to_device(labels).permute(0, 2, 3, 1)),
                 self.high_things(self.shown("high_things", middle), things))
-
-
-def seeming(prob: Tensor, place: Tensor, misled: Tensor) -> Tensor:
-    """Of probabilities (q, 729) those at the places (q, k) that are looked at; of questions that are misled, (q,) bool, as if the most probable of these were the best of all."""
-    here = torch.logit(prob.gather(1, place))
-    more = torch.logit(prob.amax(dim=1, keepdim=True)) - here.amax(dim=1, keepdim=True)
-    return torch.sigmoid(here + more * misled[:, None])
 
 
 def parts_of(cells: np.ndarray, grid: int) -> np.ndarray:
