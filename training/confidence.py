@@ -58,7 +58,7 @@ def told(answers: np.ndarray, weights: dict[str, float]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--scenes", type=int, default=240)
     options = parser.parse_args()
     from .scenes import Scenes
     model, scenes, groups, path = VilaHd.from_checkpoint(options.checkpoint), Scenes(split="val", seed=2), [], options.checkpoint / CONFIDENCE
