@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import cProfile
 import os
 import pstats
@@ -37,6 +38,7 @@ def _one(rank: int, work, options: argparse.Namespace, meeting: str) -> None:
     _prepare(options)
     work(options, rank)
     dist.destroy_process_group()
+    atexit.register(os._exit, 0)        # all is closed then but gloo's own thread, which now and then is not done when its object goes, and that aborts the process
 
 
 def _prepare(options: argparse.Namespace) -> None:
