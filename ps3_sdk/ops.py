@@ -16,7 +16,6 @@ from .errors import ClosedError, InputError, RuntimeFailedError
 from .position import full_residual, position_rows
 
 Picks = dict            # {scale px: ascending int32 patch ids}
-MOST_PARTS = 8          # scales that the core takes at once
 
 
 class HostOps:
@@ -47,8 +46,7 @@ class HostOps:
                 raise InputError(f"[gather] the frame lies on {frame.device}; this session gathers on the processor, as {self.why}. Pass Frame.of(frame).cpu(), or open an engine, or "
                                  "an ONNX bundle with device=\"cuda\", where the core has CUDA kernels.")
             every = [(px, patch_px, ids, out[i, part]) for (picks, patch_px), out in zip(wanted, found) for px, ids, part in parts(picks[i])]
-            for start in range(0, len(every), MOST_PARTS):
-                _core.gather_parts(frame.core, g["scales_px"][-1], every[start:start + MOST_PARTS], g["mean"], g["std"], self.num_threads)
+            _core.gather_parts(frame.core, g["scales_px"][-1], every, g["mean"], g["std"], self.num_threads)
         return found
 
     def positions(self, picks: Sequence[Picks]) -> np.ndarray:

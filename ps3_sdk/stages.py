@@ -46,7 +46,7 @@ class Stages:
 
         Returns tokens (low-res tokens, width), K/V by input name of the next pass, features (1, low-res tokens, feature_width).
         """
-        (seen,), features = self._encode_low(self._whole([frame])[0])
+        (seen,), features = self._encode_low(self._whole([frame], view=False)[0])
         return *seen, features
 
     def encode_prompt(self, text: str = "", embedding=None, timing: Timing | None = None) -> Prompt:
@@ -197,11 +197,11 @@ class Stages:
         self._open()
         return self._networks[name].run(inputs, outputs)
 
-    def _whole(self, frames: list[Frame]) -> list[np.ndarray]:
-        """All patches of whole frames, (frames, n, 3 * patch * patch): of the lowest scale, and those that score_features sees where the model has a view."""
+    def _whole(self, frames: list[Frame], view: bool = True) -> list[np.ndarray]:
+        """All patches of whole frames, (frames, n, 3 * patch * patch): of the lowest scale and, if view, those that score_features sees where the model has a view."""
         self._open()
         g, every = self.geometry, lambda px, patch: ([{px: np.arange((px // patch) ** 2, dtype=np.int32)}] * len(frames), patch)
-        views = [] if g["view_px"] is None else [every(g["view_px"], g["view_patch_px"])]
+        views = [] if g["view_px"] is None or not view else [every(g["view_px"], g["view_patch_px"])]
         return self.ops.together(frames, [every(g["scales_px"][0], self.patch_px), *views])
 
     def _encode_low(self, patches: np.ndarray) -> tuple[list[tuple[np.ndarray, dict[str, np.ndarray]]], np.ndarray]:

@@ -83,8 +83,9 @@ def test_figures_are_told_by_domain_by_height_and_apart_from_what_is_not_there()
 
 
 def test_what_was_not_seen_is_told_from_what_was_not_read():
-    found = summarise([record(), record(right=False), record(seen=0.5), record(seen=0.0, right=False), record(seen=None)])
-    assert {name: (row["right"], row["right_n"]) for name, row in found["by_seen"].items()} == {"not at all": (0, 1), "in part": (1, 1), "whole": (0.5, 2)}
+    found = summarise([record(), record(right=False), record(seen=0.5), record(seen=0.0, right=False), record(seen=None), record(seen=1.0, right=False, refused=True)])
+    assert {name: (row["right"], row["right_n"]) for name, row in found["by_seen"].items()} == {"not at all": (0, 1), "in part": (1, 1), "whole": (pytest.approx(1 / 3, abs=1e-6), 3)}
+    assert [row["refused"] for row in found["by_seen"].values()] == [0, 0, pytest.approx(1 / 3, abs=1e-6)]
 
 
 def test_answers_without_confidence_count_neither_way():

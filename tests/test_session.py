@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import ps3_sdk
-from ps3_sdk import errors
+from ps3_sdk import _core, errors
 
 HIGH = {756: 54, 1512: 108, 3780: 270}
 
@@ -228,6 +228,15 @@ def test_a_closed_session_says_so(seeded, photo):
     for call in (lambda: session.ask(photo, "a boat"), lambda: look.ask("a boat"), lambda: session.encode_prompt("x")):
         with pytest.raises(errors.ClosedError, match="closed"):
             call()
+
+
+def test_a_look_cuts_both_of_its_inputs_in_one_call(photo, monkeypatch):
+    cut, gather_parts = [], _core.gather_parts
+    monkeypatch.setattr(_core, "gather_parts", lambda frame, base_px, parts, *more: cut.append([part[:2] for part in parts]) or gather_parts(frame, base_px, parts, *more))
+    with ps3_sdk.Session() as session:
+        session.look(photo)
+        session.encode_low(ps3_sdk.Frame.of(photo))
+    assert cut == [[(378, 14), (1512, 28)], [(378, 14)]]
 
 
 def test_a_session_that_is_closed_while_it_is_asked_says_so(seeded, photo, monkeypatch):

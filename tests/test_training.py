@@ -231,7 +231,7 @@ def test_a_close_look_in_training_is_the_references(folder, scene):
     look = model.look(scene.frame)
     with torch.no_grad():
         found = closely.find([example])
-        rows, place, *_ = closely.look([example], found.seen, [Look(0, closely.cells(closely.near(found.prob[0].numpy(), False)), [], [])])
+        rows, place, *_ = closely.look([example], found, [Look(0, closely.cells(closely.near(found.prob[0].numpy(), False)), [], [])])
         rows, place = rows[0], place[0]
         ours = model.projector.told(rows, found.prob[0][place])
         vector = model.ask(model.chat.ids(model.chat.message([look, example.asked[0][0]])), [look]).vector[:1]
@@ -284,8 +284,8 @@ def test_scenes_together_are_the_scenes_alone(folder, scene):
     looks = [Look(n, np.sort(np.random.default_rng(n).permutation(729)[:4]), [], []) for n in (0, 1, 1)]
     with torch.no_grad():
         together, alone = closely.find(examples), [closely.find([example]) for example in examples]
-        rows, place, slots, _ = closely.look(examples, together.seen, looks)
-        apart = [closely.look([examples[look.scene]], alone[look.scene].seen, [look._replace(scene=0)]) for look in looks]
+        rows, place, slots, _ = closely.look(examples, together, looks)
+        apart = [closely.look([examples[look.scene]], alone[look.scene], [look._replace(scene=0)]) for look in looks]
         whole, _ = closely(examples, np.random.default_rng(0))
     assert together.of.tolist() == [0] * 5 + [1] * 3
     assert (together.prob - torch.cat([each.prob for each in alone])).abs().max() < 1e-5

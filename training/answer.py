@@ -185,7 +185,7 @@ def begin(module: nn.Module, run: Path, stage: str) -> set[str]:
         return set(module.heads) - {"reading"}
     missing, other = module.load_state_dict(weights, strict=False)
     fresh = {name for name in module.heads if any(key.startswith(f"{name}.") for key in missing)}
-    strange = [key for key in missing + other if key.split(".")[0] not in fresh | {"high_things"}]
+    strange = [key for key in missing + other if key.startswith(("model.", "reader."))]     # else of heads that one of both stages has
     if strange:
         raise InputError(f"[training] {path} is of another model: {', '.join(strange[:3])}. Take another RUN, or train stage {stage} again.")
     return fresh

@@ -15,7 +15,7 @@ from .examples import LOW_GRID, SCALES, Cutter, Example
 from .looking import THINGS, Looking, detached, padded, say, shares, taken
 from .nano import NOT_SEEN
 from .reading import GRID, IGNORED, PATCH_PX, slot_loss
-from .things import Things, labels_of
+from .things import Things
 
 LOOKS, QUESTIONS = 4, 8         # close looks at a scene, and questions of it, that are answered
 WIDE = 0.15     # share of the looks that take the most probable places wherever they are, so that texts beside each other are told apart, too
@@ -49,7 +49,7 @@ class Closely(Looking):
         made = self.looks_at(examples[:closely], found, rng, learning=torch.is_grad_enabled())
         if torch.is_grad_enabled():
             told = torch.where(torch.rand(len(told), 1, device=told.device) < TOLD, found.truth.clamp(0.01, 0.99), told)
-        rows, place, losses["slot"], (losses["high_things"], found.measures["high_kind"]) = self.look(examples, found.seen, made)
+        rows, place, losses["slot"], (losses["high_things"], found.measures["high_kind"]) = self.look(examples, found, made)
         of_look, asked = [n for n, look in enumerate(made) for _ in look.asked], [i for look in made for i in look.asked]
         answers, right = [answer for look in made for answer in look.answers], torch.zeros(0, dtype=torch.bool)
         losses["answer"] = losses["where"] * 0
@@ -120,7 +120,7 @@ class Closely(Looking):
         targets = padded([none + ids for none, ids in zip(before, said)], IGNORED, self.device)
         return say(self.model.llm, torch.cat([rows, self.model.llm.embed(spoken)], dim=1), targets, kv)
 
-    def look(self, examples: Sequence[Example], seen, looks: Sequence[Look]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def look(self, examples: Sequence[Example], found, looks: Sequence[Look]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
         """All patches of each look's places, seen together -> rows of the language model (looks, k, width), scale by scale, each row's place (looks, k) int64,
         the loss of what the halves of the 3780 px patches show, and the loss and share of what things the 1512 px ones are of."""
         cells, to_device = np.stack([look.cells for look in looks]), lambda array: torch.from_numpy(array).to(self.device)
@@ -128,7 +128,7 @@ class Closely(Looking):
         patches = [torch.cat(self.cutter.patches(examples[look.scene].frame, [(px, PATCH_PX, each[n]) for px, each in zip(SCALES, ids)])) for n, look in enumerate(looks)]
         positions = torch.cat([self.positions(index, to_device(each)) for index, each in enumerate(ids, 1)], dim=1)
         of = torch.tensor([look.scene for look in looks], device=self.device)
-        high = self.model.vision.vision_model.trunk(torch.stack(patches), positions, taken(seen.kv, of)).hidden[-1]
+        high = self.model.vision.vision_model.trunk(torch.stack(patches), positions, taken(found.seen.kv, of)).hidden[-1]
         rows, place = [], []
         for index, (px, own, tokens) in enumerate(zip(SCALES, ids, high.split([each.shape[1] for each in ids], dim=1)), 1):
             grid = px // PATCH_PX
@@ -140,7 +140,7 @@ class Closely(Looking):
             place.append(to_device(places_of(blocks, grid // 2)))
         labels = np.stack([examples[look.scene].slots.reshape(2, GRID * GRID, 2)[:, own] for look, own in zip(looks, ids[-1])]).astype(np.int64)
         *_, middle, fine = high.split([each.shape[1] for each in ids], dim=1)
-        things = labels_of(examples, self.device)[of].gather(2, to_device(places_of(ids[-2], SCALES[-2] // PATCH_PX))[:, None].expand(-1, 2, -1))
+        things = found.things[of].gather(2, to_device(places_of(ids[-2], SCALES[-2] // PATCH_PX))[:, None].expand(-1, 2, -1))
         return (torch.cat(rows, dim=1), torch.cat(place, dim=1), slot_loss(self.reader.slots(fine), to_device(labels).permute(0, 2, 3, 1)),
                 self.high_things(self.shown("high_things", middle), things))
 

@@ -31,11 +31,12 @@ THINGS = 0.3    # of the kind and colour of the thing that each place is of, of 
 
 
 class Found(NamedTuple):
-    """Of some scenes. seen: trunk output of their low-res tokens | kv: of their rows in the language model | questions: ids of each of all questions |
+    """Of some scenes. seen: trunk output of their low-res tokens | things: as labels_of() gives them | kv: of their rows in the language model | questions: ids of each of all questions |
     of: (q,) int64, which scene each is of | prompts: (q, width) | prob: (q, places) | truth: (q, places), the places that are right."""
     losses: dict[str, Tensor]
     measures: dict[str, Tensor]
     seen: TrunkOutput
+    things: Tensor
     kv: list
     questions: list[list[int]]
     of: Tensor
@@ -105,7 +106,7 @@ class Looking(nn.Module):
         labels = labels_of(examples, self.device)
         losses["things"], measures["kind"] = self.things(self.shown("things", score[1]), spread(labels, score[1].shape[1]))
         losses["low_things"], measures["low_kind"] = self.low_things(self.shown("low_things", seen.hidden[-1]), labels)
-        return Found(losses, measures, seen, kv, questions, of, prompts, prob, truth)
+        return Found(losses, measures, seen, labels, kv, questions, of, prompts, prob, truth)
 
     def tell(self, features: Tensor, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Loss of the captions of things, and the share of them that are told from others; 0 and NaN where there is none."""

@@ -185,7 +185,7 @@ PYBIND11_MODULE(_core, module) {
              "Cut patches of one scale out of a frame, resampled and normalised -> f32 (K, 3*patch*patch), order (c, y, x).\n"
              "ids int32 (K,), row-major on the scale's grid. Raises InputError.");
   module.def("gather_parts", &gather_parts, py::arg("frame"), py::arg("base_px"), py::arg("parts"), py::arg("mean"), py::arg("std"), py::arg("num_threads") = 0,
-             "Patches of several scales as gather() cuts them, into f32 (K, 3*patch*patch) arrays. parts: (size_px, patch_px, ids, out) each, 1..8 of them.\n"
+             "Patches of several scales as gather() cuts them, into f32 (K, 3*patch*patch) arrays. parts: (size_px, patch_px, ids, out) each.\n"
              "The whole grids of two scales, such as the low-res and the 1512 px input, share work. Raises InputError.");
   module.def("score", &score_array, py::arg("features"), py::arg("view_features"), py::arg("prompt"), py::arg("view_weight"),
              py::arg("view_bias"), py::arg("num_threads") = 0,

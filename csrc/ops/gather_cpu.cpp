@@ -37,23 +37,20 @@ void run(Cpu cpu, const FrameView& frame, const GatherPart& part, const Normaliz
 }  // namespace
 
 Status gather(Cpu cpu, const FrameView& frame, Span<const GatherPart> parts, const Normalize& normalize) noexcept {
-  if (parts.empty() || parts.size() > static_cast<std::size_t>(kMaxGatherScales)) {
-    return ops::fail(Code::kInvalidArgument, "[gather] %zu parts were given; needs 1..%d. Call it again for more.", parts.size(), kMaxGatherScales);
-  }
   for (const GatherPart& part : parts) {
     if (!part.out_f16.empty()) return ops::fail(Code::kUnsupported, "[gather] halves are written by a GPU alone. Pass floats: out.");
     const Status status = check_arguments(frame, part.scale, part.ids, normalize, part.out);
     if (!status.ok()) return status;
   }
   try {
-    bool done[kMaxGatherScales] = {};
+    std::vector<char> done(parts.size(), 0);
     for (std::size_t i = 0; i < parts.size(); ++i) {  // those that take another along first
       for (std::size_t k = 0; k < parts.size() && !done[i]; ++k) {
         const int side = k == i || done[k] ? 0 : ops::tile_to_share(parts[i].scale, parts[i].ids, parts[k].scale, parts[k].ids);
         if (side == 0) continue;
         const ops::Rider rider = ops::plan_rider(parts[k].scale, side);
         run(cpu, frame, parts[i], normalize, &rider, parts[k].out.data());
-        done[i] = done[k] = true;
+        done[i] = done[k] = 1;
       }
     }
     for (std::size_t i = 0; i < parts.size(); ++i) {

@@ -89,15 +89,14 @@ BaseAxis plan_base(int in_px, int base_px, const std::vector<char>& needed) {
   return axis;
 }
 
-/// Patches per side of a tile, so that it samples about kTilePositions base indices.
+/// Patches per side of a tile, so that it samples about kTilePositions base indices; whole multiples of `multiple`.
 int tile_patches(const Scale& scale, int multiple) {
   const double ratio = static_cast<double>(scale.base_px) / scale.size_px;
   const double per_patch = scale.patch_px * (is_exact(scale.base_px, scale.size_px) ? 1.0 : std::min(4.0, ratio));
-  const double wanted = kTilePositions / per_patch;
-  return multiple == 1 ? std::clamp(static_cast<int>(wanted), 1, kMaxTileSide) : std::clamp(static_cast<int>(std::lround(wanted / multiple)), 1, kMaxTileSide / multiple) * multiple;
+  return std::clamp(static_cast<int>(std::lround(kTilePositions / (per_patch * multiple))), 1, kMaxTileSide / multiple) * multiple;
 }
 
-/// multiple > 1: tiles begin at whole multiples of it.
+/// Tiles begin at whole multiples of `multiple` patches of a run, and it divides runs.
 std::vector<Tile> make_tiles(const GatherPlan& plan, Span<const std::int32_t> ids, int limit, int multiple) {
   std::vector<Tile> tiles;
   std::vector<std::size_t> above, current;  // tiles that end in the row above and in this one
@@ -116,7 +115,7 @@ std::vector<Tile> make_tiles(const GatherPlan& plan, Span<const std::int32_t> id
     const int pieces = (static_cast<int>(run) + limit - 1) / limit;
     for (int piece = 0; piece < pieces; ++piece) {
       const auto edge = [&](int n) { return static_cast<int>(run / multiple) * n / pieces * multiple; };
-      const int begin = edge(piece), end = piece + 1 < pieces ? edge(piece + 1) : static_cast<int>(run);
+      const int begin = edge(piece), end = edge(piece + 1);
       const auto fits = [&](std::size_t t) {
         return tiles[t].col == col + begin && tiles[t].num_cols == end - begin && tiles[t].num_rows < limit &&
                tiles[t].row + tiles[t].num_rows == row;

@@ -28,7 +28,7 @@ def summarise(records: Sequence[dict]) -> dict:
         "by_cap_px": {name: measures([record for record in capped if low <= record["cap_px"] < high]) for name, (low, high) in CAP_BANDS_PX.items()} if capped else {},
         "by_confidence": {name: _told("right", [record["right"] for record in asked if record["confidence"] is not None and low <= record["confidence"] < high])
                           for name, (low, high) in CONFIDENCES.items()},
-        "by_seen": {name: _told("right", [record["right"] for record in asked if record.get("seen") is not None and low <= record["seen"] < high])
+        "by_seen": {name: {key: value for which in ("right", "refused") for key, value in _told(which, [record[which] for record in asked if _within(record, low, high)]).items()}
                     for name, (low, high) in SEEN.items()},
         "unanswerable": unanswerable([record for record in records if record["kind"] != "value"]),
         "seconds_per_question": seconds(records),
@@ -75,6 +75,10 @@ def seconds(records: Sequence[dict]) -> dict:
             "n": len(warm), "first": first[0] if first else None}
 
 
+def _within(record: dict, low: float, high: float) -> bool:
+    return record.get("seen") is not None and low <= record["seen"] < high
+
+
 def _told(name: str, values: Sequence[bool]) -> dict:
     found = share_of(values)
     return {name: found["share"], f"{name}_interval": found["interval"], f"{name}_n": found["n"]}
@@ -100,9 +104,9 @@ def table(summary: dict) -> str:
     bands = [f"{name}: {100 * row['right']:.0f} % of {row['right_n']}" for name, row in summary["by_confidence"].items() if row["right_n"]]
     if bands:
         lines.append(f"right by confidence: {', '.join(bands)}")
-    seen = [f"{name}: {100 * row['right']:.0f} % of {row['right_n']}" for name, row in summary["by_seen"].items() if row["right_n"]]
+    seen = [f"{name}: {100 * row['right']:.0f} % of {row['right_n']}, {100 * row['refused']:.0f} % not visible" for name, row in summary["by_seen"].items() if row["right_n"]]
     if seen:
-        lines.append(f"right by how much of the target was looked at: {', '.join(seen)}")
+        lines.append(f"right by how much of the target was looked at: {'; '.join(seen)}")
     absent, spent = summary["unanswerable"], summary["seconds_per_question"]
     if absent["n"]:
         lines.append(f"not there: {absent['n']} questions, a value given to {_percent(absent, 'answered')}, with confidence above {CONFIDENT} to {_percent(absent, 'answered_confidently')}")

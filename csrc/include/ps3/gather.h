@@ -44,8 +44,6 @@ struct Normalize {
   float std[3] = {0.5f, 0.5f, 0.5f};
 };
 
-constexpr int kMaxGatherScales = 8;
-
 /// What to gather at one scale: into f32, or into IEEE halves, rounded to nearest even. Exactly one of both.
 struct GatherPart {
   Scale scale;
@@ -56,12 +54,14 @@ struct GatherPart {
 
 [[nodiscard]] Status gather(Cpu, const FrameView& frame, const Scale& scale, Span<const std::int32_t> ids,
                             const Normalize& normalize, Span<float> out) noexcept;
-/// Several parts (1..kMaxGatherScales, f32) of one frame, to the bit what each alone gives. The whole grids of two scales that the base picture is
+/// Several parts, f32, of one frame, to the bit what each alone gives. The whole grids of two scales that the base picture is
 /// resampled to, such as a model's low-res and 1512 px inputs, share step 1 where patches of the one are a whole number of the other's wide.
 [[nodiscard]] Status gather(Cpu, const FrameView& frame, Span<const GatherPart> parts, const Normalize& normalize) noexcept;
 /// Makes its tables anew in the workspace (gather_workspace_bytes of this one scale): two launches.
 [[nodiscard]] Status gather(Cuda, const FrameView& frame, const Scale& scale, Span<const std::int32_t> ids,
                             const Normalize& normalize, Span<float> out) noexcept;
+
+constexpr int kMaxGatherScales = 8;
 
 /// Windows and weights of one frame size for the scales of a model, in device memory: made once, read by any number of gathers.
 struct GatherTables {
