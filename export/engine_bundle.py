@@ -170,7 +170,8 @@ def profiles_of(name: str, manifest: dict, options: EngineOptions) -> tuple[Prof
     """The sizes an engine is made for. encode has two profiles, one a pass: encode_low's all fixed, encode_high's with any number of tokens."""
     g = manifest["geometry"]
     low, look = (g["scales_px"][0] // g["patch_px"]) ** 2, sum(g["per_look"])
-    most, batch = options.max_tokens or look, (1, 1, options.max_batch)
+    r = manifest["language"]["downsample"] if manifest.get("language") else 1
+    most, batch = options.max_tokens or look + r * r - 1, (1, 1, options.max_batch)      # whole blocks carry patches from one look to the next
     tokens = (1, min(look, most), most)
     if name == "encode":
         return ({"batch": batch, "tokens": (low,) * 3, "past": (0,) * 3, "keep": (low,) * 3},
@@ -180,7 +181,6 @@ def profiles_of(name: str, manifest: dict, options: EngineOptions) -> tuple[Prof
     if name == "pool":
         return ({"batch": batch, "tokens": (1, tokens[1], max(LOOKS_POOLED * most, low))},)
     if name == "project":       # more are projected piece by piece
-        r = manifest["language"]["downsample"]
         whole = (-(-g["scales_px"][0] // g["patch_px"] // r)) ** 2
         return ({"batch": batch, "blocks": (1, max(1, tokens[1] // r ** 2), max(most // r ** 2, whole))},)
     return ({"batch": batch},)

@@ -40,6 +40,7 @@ def build(module, onnx_path: str | Path, plan: Plan, progress: Callable[[str], N
             why = "; ".join(str(parser.get_error(i)) for i in range(min(parser.num_errors, 2))) or log.why()
             raise ExportError(f"[build] {_version(module)} does not read the network {plan.name}: {' '.join(why.split())[:400]}. Upgrade it, or use --runtime onnx.")
         config = builder.create_builder_config()
+        _set_flags(module, config)
         if plan.workspace_bytes is not None:
             config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, plan.workspace_bytes)
         _set_gpus(module, config, plan)
@@ -59,6 +60,15 @@ def build(module, onnx_path: str | Path, plan: Plan, progress: Callable[[str], N
 
 def _version(module) -> str:
     return f"{module.__name__.replace('_', '-')} {module.__version__}"
+
+
+def _set_flags(module, config) -> None:
+    """float32 means float32: TF32, on by default, rounds like float16. And all memory of a run is the caller's where the vendor can do so, or no run can be captured."""
+    known = getattr(module, "BuilderFlag", None)
+    if hasattr(known, "TF32"):
+        config.clear_flag(known.TF32)
+    if hasattr(known, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(known.REQUIRE_USER_ALLOCATION)
 
 
 def _set_gpus(module, config, plan: Plan) -> None:

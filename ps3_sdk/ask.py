@@ -65,6 +65,8 @@ def ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=No
 def _answered(asked: Sequence[Asked], budget, choices, *, rule=None, smooth=False, batch=1, max_tokens=None, sampling=None, cancel=None, on_text=None) -> list[list[Answer]]:
     """Per question an answer for each of its looks. Where a budget is several glances, those that found nothing look again, elsewhere."""
     session = asked[0].seen[0].session
+    if choices is not None:
+        session.check_pooled(budget.num_patches)        # before anything is encoded
     glances = [budget] if smooth is not False else session.glances(budget, asked[0].query.anywhere)
     for each in asked:
         _check_room(each.seen, each.ids, glances[0], rule)
@@ -183,7 +185,7 @@ def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sam
         logprob = None
     confidence = None if logprob is None else math.exp(logprob) if found else 1 - math.exp(logprob)
     if confidence is not None and found and "confidence" in language.spec and not query.anywhere:
-        confidence = calibrated(confidence, max(float(encoding.prob.max()) for encoding in encodings), language.spec["confidence"])
+        confidence = calibrated(confidence, max(encoding.best_seen for encoding in encodings), language.spec["confidence"])
     return Words(text, notes, confidence, found)
 
 

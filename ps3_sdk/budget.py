@@ -21,6 +21,14 @@ class Budget:
         return sum(map(sum, self.looks))
 
 
+def fitting(geometry: dict, most: int | None) -> dict:
+    """The geometry with looks of at most so many patches, None for any number: an engine may be built for fewer than a full look of its model."""
+    per_look = geometry["per_look"]
+    if most is None or sum(per_look) <= most:
+        return geometry
+    return {**geometry, "per_look": [count * most // sum(per_look) for count in per_look]}
+
+
 def plan(geometry: dict, tokens: int | None = None, looks: int | str | None = None, scales: int | None = None) -> Budget:
     """The reference's budget rules, for one frame.
 

@@ -41,6 +41,11 @@ class Encoding:
         """(rows, cols) f32: the probability map enlarged by nearest to the grid of a scale."""
         return enlarged(self.prob, scale_px // self.patch_px)
 
+    @property
+    def best_seen(self) -> float:
+        """How probable the best place is that was picked: where looks went to other places before, not the best one of all. 0 where nothing was."""
+        return max((float(self.prob_at(px).reshape(-1)[ids].max()) for px, ids in self.picked.items() if len(ids)), default=0.0)
+
     def feature_maps(self) -> dict[int, np.ndarray]:
         """{scale px: (width, rows, cols) f32} for every scale, zeros where nothing was picked. 0.4 GB at full 4K size."""
         g = round(self.num_low ** 0.5)

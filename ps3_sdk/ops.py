@@ -146,11 +146,16 @@ class DeviceOps:
         with self._lock:
             if self._cuda is None:
                 return
+            from .runtimes.cuda_driver import CudaError
             self._cuda = self._table = self._weight = self._bias = None
             self._residuals = {}
-            self._driver.use()
-            self._pool.close()
-            self._driver.close()
+            try:
+                self._driver.use()
+                self._pool.close()
+            except CudaError:       # the GPU is gone, and its memory with it
+                pass
+            finally:
+                self._driver.close()
 
     def _on_gpu(self):
         if self._cuda is None:

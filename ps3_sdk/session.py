@@ -181,6 +181,7 @@ class Session(Stages):
 
     def encode_frame(self, frame, prompt: str = "", *, tokens=None, looks=None, scales=None, format=None) -> np.ndarray:
         """The contrastive feature of what a prompt makes the model look at: (pooled_width,) f32, length 1. tokens=0: of the whole frame."""
+        self.check_pooled(self.budget(tokens, looks, scales).num_patches)
         return self.pool(self.encode(frame, prompt, tokens=tokens, looks=looks, scales=scales, format=format))
 
     def close(self) -> None:
@@ -221,10 +222,12 @@ class Session(Stages):
         return made
 
     def _let_go(self) -> None:
-        for each in (*self._networks.values(), self.ops):
-            getattr(each, "close", lambda: None)()       # memory of a device is given back now, not when it is forgotten
-        self._networks, self._tables = {}, {}
-        self.bundle.close()
+        try:
+            for each in (*self._networks.values(), self.ops):
+                getattr(each, "close", lambda: None)()       # memory of a device is given back now, not when it is forgotten
+        finally:
+            self._networks, self._tables = {}, {}
+            self.bundle.close()
 
     def _open_language(self, model):
         if not self.bundle.manifest.get("language"):

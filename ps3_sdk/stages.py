@@ -24,6 +24,12 @@ TEXTS_A_RUN = 32        # through the text tower together
 LARGEST = 1e15          # of a prompt vector, whose squares are summed in float32
 
 
+def most_patches(manifest: dict) -> int | None:
+    """What encode_high takes in one run, None for any number: engines are built for so many."""
+    engine = manifest["networks"]["encode"].get("engine")
+    return max(profile["tokens"][2] for profile in engine["profiles"] if profile["past"][2]) if engine else None
+
+
 class Stages:
     """bundle, geometry: what was opened | threads: CPU threads | ops: where score and gather run | language: what reads and answers, None in encoders."""
     bundle: Bundle
@@ -98,7 +104,7 @@ class Stages:
         if not spec.get("look_around") or not spec["num_tokens"]:
             return [plan]
         places = self.geometry["scales_px"][0] // self.patch_px
-        return budget.parts(self.geometry, plan, spec["num_tokens"], most=(-(-places // (2 * spec["look_around"] + 1))) ** 2)
+        return budget.parts(self._sizes, plan, spec["num_tokens"], most=(-(-places // (2 * spec["look_around"] + 1))) ** 2)
 
     def select(self, prob: np.ndarray, scale_px: int, count: int, taken: np.ndarray, r: int = 1) -> np.ndarray:
         """The `count` best free patches of a scale as ascending int32 ids; ties go to the lower id; marks them taken. r > 1: whole r x r blocks."""
@@ -146,7 +152,16 @@ class Stages:
         seen = encoding
         if isinstance(encoding, Encoding):
             seen = encoding.high_tokens if len(encoding.high_tokens) else encoding.tokens
+        self.check_pooled(len(seen))
         return unit(self._run("pool", {"tokens": seen[None]}, ["pooled"])["pooled"][0])
+
+    def check_pooled(self, num_tokens: int) -> None:
+        """Raises InputError: the engine that pools was built for fewer tokens."""
+        engine = self.bundle.manifest["networks"].get("pool", {}).get("engine")
+        most = max(profile["tokens"][2] for profile in engine["profiles"]) if engine else num_tokens
+        if num_tokens > most:
+            raise InputError(f"[decode] {num_tokens} patches are to be pooled into one feature, as choices and encode_frame do in one run; the engine of {self.bundle.path} was built for "
+                             f"{most}. Ask for at most {most} tokens, or open an ONNX bundle.")
 
     def rank(self, choices: list[str], encoding: Encoding, timing: Timing) -> list[Choice]:
         """Choices by cosine between their text feature and the pooled feature of what was seen."""
@@ -161,11 +176,17 @@ class Stages:
             return sorted((Choice(text, cosine, prob(cosine)) for text, cosine in zip(choices, cosines)), key=lambda choice: -choice.similarity)
 
     def budget(self, tokens=None, looks=None, scales=None) -> budget.Budget:
-        """What a budget comes to, per look and high-res scale. Default: one look, or what a vision-language bundle says."""
+        """What a budget comes to, per look and high-res scale. Default: one look, or what a vision-language bundle says. Looks are as large as the engines take."""
         if self.language and tokens is None and looks is None:
             tokens, looks = self.language.spec["num_tokens"], self.language.spec["num_looks"]
             looks = looks if tokens is None else None
-        return budget.plan(self.geometry, tokens, looks, scales)
+        return budget.plan(self._sizes, tokens, looks, scales)
+
+    @property
+    def _sizes(self) -> dict:
+        """The geometry with looks that this bundle's engine takes; whole blocks carry up to r * r - 1 patches from one look to the next."""
+        most = most_patches(self.bundle.manifest)
+        return budget.fitting(self.geometry, most if most is None or self.language is None else max(most - self.language.r ** 2 + 1, 1))
 
     def needs_text_tower(self, why: str) -> None:
         """Raises InputError in a bundle that cannot make vectors of texts; `why` names what for."""

@@ -21,7 +21,7 @@ from .look import Look
 from .manifest import ENGINES
 from .answer import Timing
 from .session import Session
-from .stages import unit
+from .stages import most_patches, unit
 
 REFERENCE = "reference.safetensors"
 SAMPLES = 4096          # values kept of each output
@@ -85,12 +85,17 @@ def observe(session: Session, picture: np.ndarray, prompt: str, picks: dict[int,
     query = session.encode_prompt(prompt if session.bundle.manifest["text"] else "")
     if query.pooled is not None:
         found |= {"encode_prompt.pooled": query.pooled, "encode_prompt.prompt": query.vector}
-    found["score.prob"] = prob = session.score(Look(session, frame, tokens, kv, low, view, Timing(), None), query)
-    g = session.geometry
-    found |= _picks(session, prob, "")
-    for number, view in enumerate(_views(picture), 1):
-        look = session.look(view)
-        found |= _picks(session, session.score(look, query), f"_{number}")
+    g, look = session.geometry, Look(session, frame, tokens, kv, low, view, Timing(), None)
+    views = [("", look), *((f"_{number}", view) for number, view in enumerate(_views(picture), 1))]
+    try:
+        for name, seen in views:
+            prob = session.score(seen if isinstance(seen, Look) else session.look(seen), query)
+            found |= _picks(session, prob, name) | ({} if name else {"score.prob": prob})
+    except InputError:          # the features are no numbers. compare() says of which stage; where there is nothing to compare with yet, this says it
+        if picks is None:
+            raise
+        nothing = {f"picked_{px}{name}": np.empty(0, np.int32) for px in g["scales_px"][1:] for name, _ in views}
+        found = {"score.prob": np.full((g["scales_px"][0] // g["patch_px"],) * 2, np.nan, np.float32)} | nothing | found
     chosen = picks or {px: found[f"picked_{px}"] for px in g["scales_px"][1:]}
     step = max(1, -(-sum(map(len, chosen.values())) // HIGH_PATCHES))
     while most is not None and sum(-(-len(ids) // step) for ids in chosen.values()) > most:
@@ -183,12 +188,6 @@ def compare(kept: dict[str, np.ndarray], observed: dict[str, np.ndarray]) -> Rep
     return Report({stage: errors[stage] for stage in STAGES if stage in errors}, same / total if total else 1.0, cosine)
 
 
-def _most_patches(manifest: dict) -> int | None:
-    """What encode_high takes in one run, None for any number: engines are built for so many."""
-    engine = manifest["networks"]["encode"].get("engine")
-    return max(profile["tokens"][2] for profile in engine["profiles"] if profile["past"][2]) if engine else None
-
-
 def _ran_on(session: Session) -> str:
     """-> "onnxruntime on cpu; score and gather on cpu; Linux x86_64" """
     runtimes = sorted({entry["runtime"] for entry in session.bundle.manifest["networks"].values()})
@@ -216,7 +215,7 @@ def verify(path: str | Path | None = None, *, threads: int = 0, stream: int | No
         kept = session.bundle.tensors(manifest["verify"]["file"])
         try:
             picks, picture = {px: kept[f"picked_{px}"] for px in session.geometry["scales_px"][1:]}, frame_of(kept)
-            report = replace(compare(kept, observe(session, picture, manifest["verify"]["prompt"], picks, _most_patches(manifest))), ran_on=_ran_on(session))
+            report = replace(compare(kept, observe(session, picture, manifest["verify"]["prompt"], picks, most_patches(manifest))), ran_on=_ran_on(session))
         except (KeyError, IndexError, InputError, OSError, Image.DecompressionBombError) as error:
             raise BundleError(f"[verify] the reference values of {session.bundle.path} do not fit its model ({type(error).__name__}: {error}). Build the bundle again.") from error
         precision = precision_of(manifest)

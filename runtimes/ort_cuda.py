@@ -7,11 +7,13 @@ which keeps what it has once taken.
 from __future__ import annotations
 
 import re
+import threading
+from contextlib import contextmanager
 from typing import Mapping, Sequence
 
 import numpy as np
 
-from ps3_sdk.errors import RuntimeFailedError, RuntimeMissingError
+from ps3_sdk.errors import ClosedError, RuntimeFailedError, RuntimeMissingError
 
 from . import ort
 from .cuda_driver import LOST
@@ -61,24 +63,51 @@ class OrtCudaNetwork:
 
     def __init__(self, session, name: str, run_options, inputs: Sequence[str], stays: Sequence[str] = ()):
         self._session, self._name, self._run_options, self._inputs, self._stays = session, name, run_options, frozenset(inputs), frozenset(stays)
+        self._free, self._running, self._closed = threading.Condition(), 0, False
+
+    @contextmanager
+    def _at_work(self):
+        """A run reads memory of the session's own by its address, so close() waits for it."""
+        with self._free:
+            if self._closed:
+                raise ClosedError(f"[ort_cuda] {self._name} is closed; open a new session: ps3_sdk.Session(...).")
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._running -= 1
+                self._free.notify_all()
+
+    def close(self) -> None:
+        """No run begins after this; it returns when those that have begun are done. A second call does nothing."""
+        with self._free:
+            self._closed = True
+            self._free.wait_for(lambda: not self._running)
 
     def run(self, inputs: Mapping[str, "np.ndarray | OnDevice"], outputs: Sequence[str]) -> dict[str, "np.ndarray | OnDevice"]:
         stays = {key for key in outputs if f"past_{key}" in self._inputs or key in self._stays}
         try:
-            binding = self._bound_to(inputs)
-            for key in outputs:
-                binding.bind_output(key, DEVICE if key in stays else "cpu")
-            self._session.run_with_iobinding(binding, self._run_options)
+            with self._at_work():
+                binding = self._bound_to(inputs)
+                for key in outputs:
+                    binding.bind_output(key, DEVICE if key in stays else "cpu")
+                self._session.run_with_iobinding(binding, self._run_options)
             return {key: OnDevice(value) if key in stays else value.numpy() for key, value in zip(outputs, binding.get_outputs())}
+        except ClosedError:
+            raise
         except Exception as error:
             raise _failed(self._name, inputs, error) from error
 
     def run_into(self, inputs: Mapping[str, "np.ndarray | OnDevice"], arrays: Mapping[str, np.ndarray]) -> None:
         try:
-            binding = self._bound_to(inputs)
-            for key, array in arrays.items():
-                binding.bind_output(key, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
-            self._session.run_with_iobinding(binding, self._run_options)
+            with self._at_work():
+                binding = self._bound_to(inputs)
+                for key, array in arrays.items():
+                    binding.bind_output(key, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
+                self._session.run_with_iobinding(binding, self._run_options)
+        except ClosedError:
+            raise
         except Exception as error:
             raise _failed(self._name, inputs, error) from error
 

@@ -1,16 +1,15 @@
 """What TensorRT and TensorRT-RTX share: an engine checked against this machine, its buffers, and one run.
 
 All memory of the GPU is taken when a network is opened, from the largest sizes of its profiles; keys and values that stay on the GPU lie
-in a pool of blocks, one a look. A run copies its inputs over, enqueues, copies the asked-for outputs back and waits. The second run of equal
-sizes at equal addresses is captured as a CUDA graph, later ones launch it.
+in a pool of blocks, one a look. A run copies its inputs over, enqueues, copies the asked-for outputs back and waits. From the third run of equal
+sizes at equal addresses on a CUDA graph is launched: graphs.py captures it, or the vendor's module does by itself.
 """
 from __future__ import annotations
 
 import functools
 import platform
 import threading
-from collections import OrderedDict
-from typing import Mapping, Sequence
+from typing import Mapping, NamedTuple, Sequence
 
 import numpy as np
 
@@ -18,9 +17,9 @@ from ps3_sdk.errors import BundleError, ClosedError, InputError, RuntimeFailedEr
 
 from .cuda_driver import OUT_OF_MEMORY, CudaError, Driver
 from .device_memory import DeviceTensor, Pool, host_array, host_dtype, is_packed, num_bytes, padded
+from .graphs import Graphs
 from .trt_vendor import log_of, rebuild_command, release, vendor
 
-GRAPHS_KEPT = 8         # of sizes and addresses; a camera loop needs two or three
 TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
 OLDEST_CUDA = {"tensorrt": (12, 0), "tensorrt-rtx": (12, 0)}
 
@@ -60,6 +59,12 @@ def _check_gpu(runtime: str, where: str, driver, bundle, name: str, rebuild: str
                           f"Rebuild: {rebuild_command(runtime, bundle.manifest['networks'], name, driver.sm)}")
 
 
+class Context(NamedTuple):
+    """An execution context, and its inputs that the vendor reads from the host: they must stay where they are."""
+    vendor: object
+    host: dict[str, np.ndarray]
+
+
 class EngineNetwork:
     """See base.Network. Outputs that the manifest says stay on the device come as DeviceTensor."""
 
@@ -73,8 +78,7 @@ class EngineNetwork:
         self._lock, self._closed, self._lost = threading.RLock(), False, False
         self._buffers: dict[str, int] = {}
         self._own: list[int] = []
-        self._graphs: OrderedDict[tuple, int | None] = OrderedDict()
-        self._pool, self._most_bytes, self._capture_stream = Pool(driver), 0, None
+        self._pool, self._most_bytes, self._graphs = Pool(driver), 0, None
         self._stream, self._stream_is_own = stream, stream is None
         self._contexts, self._engine, self._runtime = [], None, None
         try:
@@ -88,10 +92,12 @@ class EngineNetwork:
             self._check_ports(bundle)
             self._stream = driver.new_stream() if stream is None else stream
             self._reserve(log)
-        except BaseException as error:
+        except CudaError as error:
+            failed = self._failed(error, opening=True)      # what is free is asked for before our own is
             self.close()
-            if isinstance(error, CudaError):
-                raise self._failed(error) from error
+            raise failed from error
+        except BaseException:
+            self.close()
             raise
 
     # -- opening --------------------------------------------------------------------------------------------------
@@ -122,23 +128,15 @@ class EngineNetwork:
     def _reserve(self, log) -> None:
         """Contexts, one a profile, with one working memory for all, and buffers for the largest sizes."""
         module, engine, driver = self._module, self._engine, self._driver
-        strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
-        scratch = max(self._scratch_bytes(i) for i in range(len(self._profiles)))
-        self._scratch = self._allocate(scratch)
+        self._scratch_size = max(self._scratch_bytes(i) for i in range(len(self._profiles)))
+        self._scratch = self._allocate(self._scratch_size)
         self._shape_inputs = [name for name in self._inputs if engine.is_shape_inference_io(name)]
-        self._host_values = {name: np.zeros(self._ports[name]["shape"], host_dtype(self._ports[name]["dtype"])) for name in self._shape_inputs}
         largest: dict[str, int] = {}
         for index, profile in enumerate(self._profiles):
             with log.collect():
-                context = engine.create_execution_context(strategy)
+                context = self._new_context(index)
                 if context is None:
                     raise RuntimeFailedError(f"[{self.where}] {self.name} cannot be made ready: {log.why()}. Free memory of the GPU, or build with a smaller --max-tokens.")
-            if hasattr(context, "set_device_memory"):
-                context.set_device_memory(self._scratch, scratch)
-            else:       # TensorRT 10.0
-                context.device_memory = self._scratch
-            if not context.set_optimization_profile_async(index, self._stream):
-                raise RuntimeFailedError(f"[{self.where}] {self.name} does not take profile {index}. {self.rebuild}")
             self._contexts.append(context)
             most = {name: tuple(profile[size][2] if isinstance(size, str) else size for size in self._ports[name]["shape"]) for name in self._inputs}
             shapes = self._set_shapes(context, most, {name: np.full(self._ports[name]["shape"], profile[name][2]) for name in self._shape_inputs})
@@ -150,7 +148,28 @@ class EngineNetwork:
             if name not in self._shape_inputs:
                 self._buffers[name] = self._allocate(256 if resident else size)
         self._most_bytes = max([largest[name] for name in self._stays], default=0)
-        self._capture_stream = driver.new_stream()      # nobody else's work may come into a capture
+        if not hasattr(module, "CudaGraphStrategy"):
+            self._graphs = Graphs(driver, self._new_context, self._enqueue)
+
+    def _new_context(self, index: int) -> Context | None:
+        """A context for a profile, None where the vendor makes none."""
+        module, engine, strategy = self._module, self._engine, self._module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if hasattr(module, "CudaGraphStrategy"):        # TensorRT-RTX captures by itself, once it has finished the kernels of a size
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(strategy)
+            config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            vendor = engine.create_execution_context(config)
+        else:
+            vendor = engine.create_execution_context(strategy)
+        if vendor is None:
+            return None
+        if hasattr(vendor, "set_device_memory"):
+            vendor.set_device_memory(self._scratch, self._scratch_size)
+        else:       # TensorRT 10.0
+            vendor.device_memory = self._scratch
+        if not vendor.set_optimization_profile_async(index, self._stream):
+            raise RuntimeFailedError(f"[{self.where}] {self.name} does not take profile {index}. {self.rebuild}")
+        return Context(vendor, {name: np.zeros(self._ports[name]["shape"], host_dtype(self._ports[name]["dtype"])) for name in self._shape_inputs})
 
     def _scratch_bytes(self, profile: int) -> int:
         for call in ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile"):
@@ -189,9 +208,19 @@ class EngineNetwork:
         block = self._pool.take(end) if places else None
         for name in self._outputs:
             addresses[name] = block.address + places[name] if name in places else self._buffers[name]
-        for name, address in addresses.items():
-            context.set_tensor_address(name, address)
-        self._enqueue(context, (index, tuple(shapes.items()), tuple(value.tobytes() for value in values.values()), tuple(addresses.values())))
+
+        def tell(other: Context) -> None:
+            if other is not context:        # which knows the sizes
+                self._set_shapes(other, shapes, values)
+            for name, address in addresses.items():
+                other.vendor.set_tensor_address(name, address)
+
+        if self._graphs is None:
+            tell(context)
+            self._enqueue(context, stream)
+        else:
+            key = index, tuple(shapes.items()), tuple(value.tobytes() for value in values.values()), tuple(addresses.values())
+            self._graphs.run(key, index, context, tell, stream)
         found = {}
         for name in outputs:
             if name in self._stays:
@@ -203,54 +232,23 @@ class EngineNetwork:
         self._driver.synchronize(stream)
         return found
 
-    def _enqueue(self, context, key: tuple) -> None:
-        """Run, capture, or launch what was captured for the same sizes and addresses."""
-        driver, stream = self._driver, self._stream
-        if self._graphs.get(key):
-            self._graphs.move_to_end(key)
-            return driver.launch(self._graphs[key], stream)
-        capturable = getattr(context, "is_stream_capturable", lambda stream: True)
-        if key in self._graphs and self._graphs[key] is None and capturable(self._capture_stream):
-            self._graphs[key] = ready = self._captured(context)     # 0: it could not be captured, and is not tried again
-            if ready:
-                return driver.launch(ready, stream)
+    def _enqueue(self, context: Context, stream: int) -> None:
         log = log_of(self._module)
         with log.collect():
-            if not context.execute_async_v3(stream):
+            if not context.vendor.execute_async_v3(stream):
                 self._driver.synchronize(stream)        # raises when the GPU is lost
                 raise RuntimeFailedError(f"[{self.where}] {self.name} failed: {log.why()}. The session can be used further; if it happens again, {self.rebuild}")
-        if key not in self._graphs:
-            self._graphs[key] = None        # seen once: the vendor wants one plain run of new sizes before a capture
-            while len(self._graphs) > GRAPHS_KEPT:
-                old = self._graphs.popitem(last=False)[1]
-                if old:
-                    driver.destroy_graph(old)
 
-    def _captured(self, context) -> int:
-        """A graph of one run, 0 where there can be none."""
-        driver, stream = self._driver, self._capture_stream
-        try:
-            driver.begin_capture(stream)
-        except CudaError as error:
-            if error.lost:
-                raise
-            return 0
-        worked = context.execute_async_v3(stream)
-        ready = driver.end_capture(stream)
-        if ready and not worked:
-            driver.destroy_graph(ready)
-        return ready if worked else 0
-
-    def _set_shapes(self, context, shapes, values) -> dict[str, tuple[int, ...]]:
+    def _set_shapes(self, context: Context, shapes, values) -> dict[str, tuple[int, ...]]:
         """Tell the context the inputs' shapes; returns those of the outputs."""
         for name, shape in shapes.items():
-            if not context.set_input_shape(name, tuple(shape)):
+            if not context.vendor.set_input_shape(name, tuple(shape)):
                 raise InputError(f"[{self.where}] {self.name} does not take {name} {tuple(shape)}. {self.rebuild}")
         for name, value in values.items():
-            self._host_values[name][...] = value        # read by the vendor from the host, so it must stay where it is
-            context.set_tensor_address(name, self._host_values[name].ctypes.data)
-        missing = context.infer_shapes()
-        found = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
+            context.host[name][...] = value
+            context.vendor.set_tensor_address(name, context.host[name].ctypes.data)
+        missing = context.vendor.infer_shapes()
+        found = {name: tuple(context.vendor.get_tensor_shape(name)) for name in self._outputs}
         if missing or any(size < 0 for shape in found.values() for size in shape):
             raise RuntimeFailedError(f"[{self.where}] {self.name} cannot tell the sizes of its outputs ({', '.join(missing) or found}). {self.rebuild}")
         return found
@@ -354,7 +352,10 @@ class EngineNetwork:
         if self._closed:
             raise ClosedError(f"[{self.where}] {self.name} is closed; open a new session: ps3_sdk.Session(...).")
 
-    def _failed(self, error: CudaError) -> RuntimeFailedError:
+    def _failed(self, error: CudaError, opening: bool = False) -> RuntimeFailedError:
+        if error.code == OUT_OF_MEMORY and opening:
+            return RuntimeFailedError(f"[{self.where}] {self.name}: the GPU's memory is full, {self._free_text()} are free beside what it has taken so far. Close other programs or sessions, or "
+                                      "build with a smaller --max-tokens.")
         if error.code == OUT_OF_MEMORY:
             return RuntimeFailedError(f"[{self.where}] {self.name}: the GPU's memory is full, {self._free_text()} are free. The session can be used further: let go of looks, close other "
                                       "programs, or build with a smaller --max-tokens.")
@@ -376,16 +377,14 @@ class EngineNetwork:
             self._closed = True
             try:
                 self._driver.use()
-                for ready in self._graphs.values():
-                    if ready:
-                        self._driver.destroy_graph(ready)
+                if self._graphs is not None:
+                    self._graphs.close()
                 self._contexts, self._engine, self._runtime = [], None, None      # before the memory that they point to
                 self._pool.close()
                 for address in self._own:
                     self._driver.free(address)
-                for stream in (self._capture_stream, self._stream if self._stream_is_own else None):
-                    if stream:
-                        self._driver.destroy_stream(stream)
+                if self._stream_is_own and self._stream:
+                    self._driver.destroy_stream(self._stream)
             except CudaError:       # the GPU is gone, and its memory with it
                 pass
             self._driver.close()

@@ -289,3 +289,12 @@ def test_the_acceptance_says_what_is_not_to_be_had(gpu_ask, seeded, capsys):
 def session_of_networks(seeded):
     with ps3_sdk.Session(seeded) as opened:
         yield opened
+
+
+def test_a_session_whose_gpu_was_lost_is_closed_in_silence(plan, kernels, gpu, photo):
+    """What a look says is not hidden by what closing meets, and the bundle is let go of."""
+    with pytest.raises(RuntimeFailedError, match="GPU was lost"), ps3_sdk.Session(plan, verify=False) as session:
+        gpu.fail.update(cuStreamSynchronize=(719, "CUDA_ERROR_LAUNCH_FAILED"), cuMemFree_v2=(719, "CUDA_ERROR_LAUNCH_FAILED"))
+        session.look(photo)
+    assert not session._networks and gpu.contexts == 0
+    gpu.fail.clear()

@@ -98,6 +98,7 @@ def test_near_misses_and_confidence_are_told():
                        record(answer="POTBELLY", said="potbly", right=False, confidence=0.79), record(answer="687", said="88", right=False, confidence=0.2),
                        record(answer="RESONANT", said="ESONAN", right=False, confidence=None), record(answer="ORDINAL", said="77", right=False)])
     assert found["nearly_right"] == 0.5 and found["nearly_right_n"] == 6
+    assert summarise([record(answer="7", said="72", right=False), record(answer="7", said="1", right=False)])["nearly_right"] == 0, "nothing of it was read"
     assert {name: (row["right"], row["right_n"]) for name, row in found["by_confidence"].items()} == {"below 0.2": (1, 1), "0.2-0.5": (0, 1), "0.5-0.8": (0, 1), "0.8 and more": (0, 2)}
 
 

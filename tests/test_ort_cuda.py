@@ -6,7 +6,7 @@ import pytest
 import ps3_sdk
 from conftest import why_no_gpu
 from ps3_sdk import Frame
-from ps3_sdk.errors import InputError, RuntimeFailedError, RuntimeMissingError
+from ps3_sdk.errors import ClosedError, InputError, RuntimeFailedError, RuntimeMissingError
 from ps3_sdk.ops import DeviceOps, HostOps
 from ps3_sdk.runtimes import ort_cuda
 
@@ -37,6 +37,37 @@ def test_keys_and_values_stay_on_the_device_and_are_cut_there(device, seeded, se
             for key, value in look.kv.items():
                 assert isinstance(value, ort_cuda.OnDevice) and tuple(value.shape) == wanted[key].shape
                 np.testing.assert_allclose(np.asarray(value), wanted[key], atol=2e-4)
+
+
+def test_closing_waits_for_a_run_that_reads_the_sessions_memory(device, seeded, photo):
+    import threading
+    order, inside, go_on = [], threading.Event(), threading.Event()
+    session = ps3_sdk.Session(seeded, device="cuda")
+    network = session._networks["encode"]
+    bound = network._bound_to
+
+    def slowly(inputs):
+        inside.set()
+        go_on.wait(20)
+        order.append("run")
+        return bound(inputs)
+    network._bound_to = slowly
+
+    def ask():
+        with pytest.raises(ClosedError):        # its later stages
+            session.look(photo)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert inside.wait(20)
+    closing = threading.Thread(target=lambda: (session.close(), order.append("closed")))
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive(), "memory that a run reads is not given back"
+    go_on.set()
+    closing.join(20), asking.join(20)
+    assert order == ["run", "closed"]
+    with pytest.raises(ClosedError, match="encode is closed"):
+        network.run({}, [])
 
 
 def test_rows_of_a_tensor_on_the_device(device):

@@ -255,6 +255,33 @@ def test_stage_answer_begins_with_what_looking_left_and_a_new_head(folder, tmp_p
         begin(answering, tmp_path, BEFORE["answer"])
 
 
+def test_a_grown_model_says_what_its_checkpoint_says_and_has_more_to_learn_in(folder, tmp_path):
+    from ps3_sdk.training.grow import grow
+    model = nano.new_model(folder, seed=1)
+    nano.save(model, folder)
+    save_heads(folder, reading=Reader(model.vision.vision_model).own)
+    grow(folder, tmp_path / "grown", trunk=[0, 1], language=[1])
+    deeper = nano.new_model(tmp_path / "grown", seed=2)
+    nano.load(deeper, tmp_path / "grown")
+    trunks, configs = [each.vision.vision_model.trunk for each in (model, deeper)], [each.config for each in (model, deeper)]
+    assert [len(trunk.blocks) for trunk in trunks] == [2, 4] and [config.llm.depth for config in configs] == [2, 3]
+    assert (tmp_path / "grown" / HEADS).read_bytes() == (folder / HEADS).read_bytes()
+    frame, prompt, said = np.random.default_rng(0).integers(0, 256, (540, 960, 3), np.uint8), "what is on the blue gauge?", []
+    for each in (model, deeper):
+        seen = each.look(frame)
+        answer = each.generate([seen, prompt], each.config.looks, max_new_tokens=6)
+        said.append((answer.text, answer.logprob, answer.picked[0].probs[0]))
+    assert said[0][0] == said[1][0] and said[0][1] == pytest.approx(said[1][1], abs=1e-5)
+    assert torch.allclose(torch.as_tensor(said[0][2]), torch.as_tensor(said[1][2]), atol=1e-5), "selection sees the same blocks"
+    patches, rows = torch.randn(1, 9, 588), torch.randn(1, 9, 32)
+    trunks[1](patches, rows).hidden[-1].square().sum().backward()
+    assert trunks[1].blocks[1].attn.proj.weight.grad.abs().max() > 0 and not trunks[1].blocks[1].attn.proj.weight.any()
+    with pytest.raises(InputError, match="--trunk 2: there is no such block; this trunk has blocks 0..1"):
+        grow(folder, tmp_path / "other", trunk=[2])
+    with pytest.raises(InputError, match="is not what"):
+        grow(folder, tmp_path / "grown", trunk=[0])
+
+
 def test_the_mean_of_two_checkpoints_is_a_checkpoint(folder, tmp_path):
     from ps3_sdk.training.average import average
     models = []

@@ -29,13 +29,25 @@ def test_engines_of_tensorrt_rtx_run_on_each_gpu_that_they_are_for(plans, gpu, p
     gpu.sm = sm
     with ps3_sdk.Session(plans["tensorrt-rtx"], verify=False) as session:
         found = [session.encode(photo, "a boat", tokens=TOKENS).tokens for _ in range(3)]
-        assert gpu.graphs and "cuGraphLaunch" in gpu.calls
+        assert "WHOLE_GRAPH_CAPTURE" in gpu.calls and not gpu.graphs, "it captures by itself, once the kernels of a size are finished"
         with pytest.raises(InputError, match=r"\[trt_rtx\] encode was built for .*--runtime tensorrt-rtx --sm 86 120 .*--max-tokens 2600"):
             session.encode_high(*rows(session, 2600, 2600), session.look(photo).kv)
     for tokens in found:
         np.testing.assert_array_equal(tokens, wanted)
     gc.collect()
     assert not gpu.memory and not gpu.contexts
+
+
+def test_a_tensorrt_rtx_that_cannot_capture_by_itself_has_its_runs_captured(plans, gpu, photo, monkeypatch):
+    """Before 1.2."""
+    import tensorrt_rtx
+    monkeypatch.delattr(tensorrt_rtx, "CudaGraphStrategy")
+    gpu.sm = 86
+    with ps3_sdk.Session(plans["tensorrt-rtx"], verify=False) as session:
+        first, *others = (session.encode(photo, "a boat", tokens=TOKENS).tokens for _ in range(4))
+        assert gpu.graphs and "cuGraphLaunch" in gpu.calls
+    for tokens in others:
+        np.testing.assert_array_equal(tokens, first)
 
 
 def test_engines_of_tensorrt_rtx_are_refused_where_they_do_not_fit(plans, gpu, monkeypatch):

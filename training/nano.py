@@ -80,18 +80,21 @@ def write_folder(folder: str | Path, sizes: Sizes = Sizes(), vocabulary: int = 4
     return folder
 
 
-def copy_folder(source: str | Path, folder: str | Path) -> Path:
+def copy_folder(source: str | Path, folder: str | Path, changed: dict[Path, dict] | None = None) -> Path:
     """Configuration and tokenizer of a checkpoint folder for a training that goes on from its weights: other token ids would be other words.
 
-    Raises InputError: `folder` has other ones already.
+    changed: files of JSON, by their paths inside, that are written with these values instead. Raises InputError: `folder` has other ones already.
     """
     source, folder = Path(source), Path(folder)
     for path in sorted(path for path in source.rglob("*.json") if path.name != CONFIDENCE):      # that is of the weights that were measured
-        made = folder / path.relative_to(source)
-        if made.exists() and made.read_bytes() != path.read_bytes():
+        inside = path.relative_to(source)
+        made, wanted = folder / inside, path.read_bytes()
+        if changed is not None and inside in changed:
+            wanted = (json.dumps(changed[inside], indent=1) + "\n").encode()
+        if made.exists() and made.read_bytes() != wanted:
             raise InputError(f"[training] {made} is not what {path} is, so its weights do not fit. Begin in another RUN folder.")
         made.parent.mkdir(parents=True, exist_ok=True)
-        made.write_bytes(path.read_bytes())
+        made.write_bytes(wanted)
     return folder
 
 

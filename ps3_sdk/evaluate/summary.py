@@ -45,7 +45,8 @@ def measures(records: Sequence[dict]) -> dict:
         if choice:
             found.update(_told(name.replace("exact_match", "choice_accuracy"), [record[key] for record in choice]))
     found.update(_told("refused", [record["refused"] for record in free]))
-    found.update(_told("nearly_right", [not record["right"] and not record["refused"] and characters_off(record["said"], record["answer"]) <= NEARLY for record in free]))
+    off = [characters_off(record["said"], record["answer"]) for record in free]
+    found.update(_told("nearly_right", [not record["right"] and not record["refused"] and n <= NEARLY and n < len(record["answer"]) for n, record in zip(off, free)]))
     sure = [record for record in records if record["confidence"] is not None]
     found.update(_told("wrong_but_confident", [record["confidence"] > CONFIDENT and not record["right"] and not record["refused"] for record in sure]))
     for name in RECALLS:

@@ -66,6 +66,7 @@ class Driver:
         return ctypes.addressof(buffer)
 
     def free(self, address):
+        self._call("cuMemFree_v2")
         del self.gpu.memory[address]
 
     def to_device(self, address, host, num_bytes, stream):

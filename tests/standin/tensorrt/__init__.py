@@ -1,7 +1,7 @@
 """What this project calls of TensorRT 10, standing in for it: engines are ONNX, run by ONNX Runtime on the CPU in memory of gpu.Gpu.
 
 It holds callers to the rules of the real one: shapes inside the profile, every address set and allocated, shape inputs on the host, working
-memory large enough, nothing used after its owner is gone. `gpu.GPU.fail` makes it refuse as the real one does: by None and a line in the log.
+memory large enough, nothing used after its owner is gone, no capture before a plain run, no graph launched whose context was told something since. `gpu.GPU.fail` makes it refuse as the real one does: by None and a line in the log.
 """
 import enum
 import json
@@ -19,6 +19,7 @@ __version__ = "10.3.0"
 MAGIC, SCRATCH = b"standin!", 4096
 Level = enum.Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO")
 NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
+BuilderFlag = enum.Enum("BuilderFlag", "TF32")
 MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
 ExecutionContextAllocationStrategy = enum.Enum("ExecutionContextAllocationStrategy", "STATIC USER_MANAGED")
 DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT64")
@@ -81,8 +82,16 @@ class Cache:
 
 
 class Config:
+    flags_at_first = {BuilderFlag.TF32}
+
     def __init__(self):
-        self.profiles, self.workspace, self.progress_monitor, self.cache = [], None, None, None
+        self.profiles, self.workspace, self.progress_monitor, self.cache, self.flags = [], None, None, None, set(self.flags_at_first)
+
+    def set_flag(self, flag):
+        self.flags.add(flag)
+
+    def clear_flag(self, flag):
+        self.flags.discard(flag)
 
     def set_memory_pool_limit(self, pool, size):
         self.workspace = size
@@ -123,6 +132,7 @@ class Builder:
             for step in range(2):
                 assert monitor.step_complete("Building engine", step)
             monitor.phase_finish("Building engine")
+        assert not any(flag.name == "TF32" for flag in config.flags), "float32 is to be float32"
         head = json.dumps(config.profiles).encode()
         return MAGIC + struct.pack("<Q", len(head)) + head + network.model.SerializeToString(deterministic=True)
 
@@ -130,6 +140,9 @@ class Builder:
 class Runtime:
     def __init__(self, logger):
         self.logger = logger
+
+    def engine(self, profiles, model):
+        return Engine(self, profiles, model)
 
     def deserialize_cuda_engine(self, data):
         data = bytes(data)
@@ -139,7 +152,7 @@ class Runtime:
             assert data.startswith(MAGIC), "magic tag does not match"
             size, = struct.unpack_from("<Q", data, len(MAGIC))
             start = len(MAGIC) + 8
-            return Engine(self, json.loads(data[start:start + size]), data[start + size:])
+            return self.engine(json.loads(data[start:start + size]), data[start + size:])
         except Exception as error:
             self.logger.log(Level.ERROR, f"IRuntime::deserializeCudaEngine: {error}")
             return None
@@ -181,6 +194,7 @@ class Engine:
 class Context:
     def __init__(self, engine):
         self.engine, self.profile, self.shapes, self.addresses, self.scratch, self.keep = engine, None, {}, {}, None, None
+        self.told, self.ran = 0, None       # how often it was told something; and when it last ran plainly
 
     def set_device_memory(self, address, size):
         gpu.GPU.check(address, size)
@@ -200,6 +214,7 @@ class Context:
         return index < len(self.engine.profiles)
 
     def set_input_shape(self, name, shape):
+        self.told += 1
         limits = self.engine.profiles[self.profile].get(name)
         if limits and name != "keep" and not all(low <= size <= high for low, size, high in zip(limits[0], shape, limits[2])):
             return False
@@ -208,6 +223,7 @@ class Context:
 
     def set_tensor_address(self, name, address):
         assert address, f"{name} has no address"
+        self.told += 1
         self.addresses[name] = address
         return True
 
@@ -232,6 +248,9 @@ class Context:
         gpu.GPU.calls.append("execute_async_v3")
         if gpu.GPU.fail.get("execute") or gpu.GPU.fail.get("execute while capturing") and stream in gpu.GPU.capturing:
             return False
+        told, captured = self.told, stream in gpu.GPU.capturing
+        assert not captured or self.ran == told, "a capture needs a plain run of the same sizes and addresses before it"
+        self.ran = told
         missing = set(self.engine.io) - set(self.addresses)
         assert not missing, f"no address of {missing}"
         addresses, shapes, keep = dict(self.addresses), {name: tuple(self.get_tensor_shape(name)) for name in self.engine.io}, self.keep
@@ -239,6 +258,7 @@ class Context:
 
         def work():
             assert me() is not None, "the context went before its work was done"
+            assert not captured or me().told == told, "a graph whose context was told something since means nothing"
             gpu.GPU.check(*me().scratch)
             inputs, outputs = {}, [name for name, (_, mode) in me().engine.io.items() if mode == "OUTPUT"]
             for name, (value, mode) in me().engine.io.items():
