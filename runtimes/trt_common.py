@@ -136,7 +136,7 @@ class EngineNetwork:
             with log.collect():
                 context = self._new_context(index)
                 if context is None:
-                    raise RuntimeFailedError(f"[{self.where}] {self.name} cannot be made ready: {log.why()}. Free memory of the GPU, or build with a smaller --max-tokens.")
+                    raise RuntimeFailedError(f"[{self.where}] {self.name} cannot be made ready for profile {index}: {log.why()}. Free memory of the GPU, or build with a smaller --max-tokens. {self.rebuild}")
             self._contexts.append(context)
             most = {name: tuple(profile[size][2] if isinstance(size, str) else size for size in self._ports[name]["shape"]) for name in self._inputs}
             shapes = self._set_shapes(context, most, {name: np.full(self._ports[name]["shape"], profile[name][2]) for name in self._shape_inputs})
@@ -152,7 +152,7 @@ class EngineNetwork:
             self._graphs = Graphs(driver, self._new_context, self._enqueue)
 
     def _new_context(self, index: int) -> Context | None:
-        """A context for a profile, None where the vendor makes none."""
+        """A context for a profile, None where the vendor makes none or refuses the profile."""
         module, engine, strategy = self._module, self._engine, self._module.ExecutionContextAllocationStrategy.USER_MANAGED
         if hasattr(module, "CudaGraphStrategy"):        # TensorRT-RTX captures by itself, once it has finished the kernels of a size
             config = engine.create_runtime_config()
@@ -168,7 +168,7 @@ class EngineNetwork:
         else:       # TensorRT 10.0
             vendor.device_memory = self._scratch
         if not vendor.set_optimization_profile_async(index, self._stream):
-            raise RuntimeFailedError(f"[{self.where}] {self.name} does not take profile {index}. {self.rebuild}")
+            return None
         return Context(vendor, {name: np.zeros(self._ports[name]["shape"], host_dtype(self._ports[name]["dtype"])) for name in self._shape_inputs})
 
     def _scratch_bytes(self, profile: int) -> int:
