@@ -145,7 +145,7 @@ def asked(look, prompt: str, **budget) -> tuple[str, int, Seen]:
 def say(session, look, prompt: str, seen: Seen, max_tokens: int) -> tuple[str, int]:
     """The answer to a prompt after low-res rows and those of `seen`, greedy; and the number of rows that were read for it."""
     language = session.language
-    low = ((look, "low"), look.rows)
+    low = (look.name, look.rows)
     rows = language.assemble(language.ids([look, prompt]), [[low, *(seen.blocks or [(object(), look.rows[:1])])]])
     stream = language.stream()
     text = "".join(stream.push(token.id) for token in language.answer(language.read(rows, seen.read), max_tokens=max_tokens)) + stream.finish()

@@ -10,6 +10,7 @@ import numpy as np
 
 from ps3_sdk.bundle import Bundle
 from ps3_sdk.errors import ExportError
+from ps3_sdk.measure import version_of
 from ps3_sdk.session import Session
 from ps3_sdk.stages import TEXTS_A_RUN
 from ps3_sdk.verify import REFERENCE, Report, compare, observe, sample
@@ -214,7 +215,7 @@ def _written_onnx(graph: Graph, folder: Path) -> Path:
 
 def _manifest(source: dict, options: EngineOptions, report: Report, on_a_frame: bool, picture: np.ndarray, module, kinds: str) -> dict:
     on = "the frame given" if on_a_frame else "the picture"
-    ort, torch = importlib.metadata.version("onnxruntime"), next((entry["against"] for entry in source["parity"].values()), "")
+    ort, torch = version_of("onnxruntime"), next((entry["against"] for entry in source["parity"].values()), "")
     against = f"{torch}, by way of its float32 ONNX" if torch else "float32 ONNX"
     device = "" if options.runtime == "onnx" else "; not yet run on the device"
     measured_on = f"{kinds}: the ONNX that was built, in ONNX Runtime {ort} on {platform.machine()}{device}"

@@ -1,7 +1,6 @@
 """From a checkpoint to an engine.plan: read, write networks and tables, run every stage beside the reference, seal."""
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from ps3_sdk.datasheet import int8_caution
 from ps3_sdk.errors import ExportError
 from ps3_sdk.manifest import TABLES
+from ps3_sdk.measure import version_of
 from ps3_sdk.runtimes import ort
 from ps3_sdk.tensors import views
 
@@ -206,7 +206,7 @@ def origin(source) -> str:
 
 
 def tools(*packages: str) -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("ps3_sdk", *packages)}}
+    return {"python": platform.python_version(), **{name: version_of(name) for name in ("ps3_sdk", *packages)}}
 
 
 def _pad_id(tokenizer: bytes, default: int) -> int:

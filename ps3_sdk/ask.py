@@ -83,9 +83,11 @@ def _answered(asked: Sequence[Asked], budget, choices, *, rule=None, smooth=Fals
                     words = _words(each.seen, each.ids, own, each.read, each.query, max_tokens, sampling, cancel, on_text, more=n + 1 < len(glances))
             if n == 0 or words.found:
                 kept[i] = own, ranked, words
+            elif not words.whole:                   # cancelled while it looked elsewhere: what it said before stands
+                kept[i] = *kept[i][:2], kept[i][2]._replace(notes=kept[i][2].notes + words.notes, whole=False)
             elif words.confidence is not None:      # that it is there after all: as sure as the glance that was surest of it
                 kept[i] = *kept[i][:2], kept[i][2]._replace(confidence=max(kept[i][2].confidence, words.confidence))
-        waiting = [i for i in waiting if not kept[i][2].found]
+        waiting = [i for i in waiting if not kept[i][2].found and kept[i][2].whole]
         if not waiting:
             break
     return [_answers(each, *kept[i], looked[i]) for i, each in enumerate(asked)]
@@ -113,7 +115,7 @@ def look_for(seen: Sequence, prompt: str, embedding, timing: Timing, selection: 
             return ids, replace(session.encode_prompt(prompt, embedding), anywhere=selection is not None), known
         if by_saliency:
             return ids, asked(), known
-        vector, read = language.ask(ids, [((look, "low"), look.rows) for look in seen], known)
+        vector, read = language.ask(ids, [(look.name, look.rows) for look in seen], known)
         return ids, Prompt(prompt, vector, None, anywhere=selection is not None) if vector is not None else session.prior(prompt, "this model looks by saliency"), read
 
 
@@ -145,11 +147,12 @@ def _ranked(session, choices, encodings, timings) -> list[list]:
 
 
 class Words(NamedTuple):
-    """What a language model said; see Answer."""
+    """What a language model said; see Answer. whole: it ended by itself."""
     text: str | None = None
     notes: tuple[str, ...] = ()
     confidence: float | None = None
     found: bool = True
+    whole: bool = True
 
 
 def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sampling, cancel, on_text, more: bool) -> Words:
@@ -158,7 +161,7 @@ def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sam
     for look, encoding in zip(seen, encodings):
         high = language.high_rows(encoding.high_tokens, encoding.picked, encoding.prob)
         high = high if len(high) else look.rows[:1]             # the public model's stand-in where no block is complete
-        frames.append([((look, "low"), look.rows), (object(), high)])
+        frames.append([(look.name, look.rows), (object(), high)])
     read = language.read(language.assemble(ids, frames), read)
     seen[0].memory["read"] = read
     stream, generation = language.stream(), language.answer(read, max_tokens=max_tokens, sampling=sampling, cancel=cancel)
@@ -178,15 +181,16 @@ def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sam
         notes += (f"the answer ended by {generation.stopped}",)
     elif not text:
         notes += ("the answer is empty: the model ended it before a word",)
-    logprob, found = getattr(generation, "logprob", None), text != language.spec.get("not_seen")    # a user's own language model may have none
+    logprob, whole, not_seen = getattr(generation, "logprob", None), generation.stopped == "stop id", language.spec.get("not_seen")   # a user's own language model may have none
+    found = text != not_seen if whole else not_seen is None or not not_seen.startswith(text)        # what was cut may have become that
     if found:
         say("".join(pieces))
-    if generation.stopped != "stop id" or not text:     # of words that may go on, or of none, the model told nothing
+    if not whole or not text:     # of words that may go on, or of none, the model told nothing
         logprob = None
     confidence = None if logprob is None else math.exp(logprob) if found else 1 - math.exp(logprob)
     if confidence is not None and found and "confidence" in language.spec and not query.anywhere:
         confidence = calibrated(confidence, max(encoding.best_seen for encoding in encodings), language.spec["confidence"])
-    return Words(text, notes, confidence, found)
+    return Words(text, notes, confidence, found, whole)
 
 
 def _answers(asked: Asked, encodings, ranked, words: Words, looked: list[list]) -> list[Answer]:

@@ -69,6 +69,10 @@ class Language:
         engine = bundle.manifest["networks"]["project"].get("engine")       # whose sizes are fixed
         self._most_blocks = max(profile["blocks"][2] for profile in engine["profiles"]) if engine else None
 
+    def close(self) -> None:
+        """Let go of networks and tables: whoever holds the session, or a look of it, holds this."""
+        self._networks, self._tables, self.embed, self.decoder = {}, {}, None, None
+
     @property
     def looks_by_prompt(self) -> bool:
         """Whether a question says where to look (look_close_mode after_prompt), rather than the model's prior (after_image)."""

@@ -28,6 +28,7 @@ class Look:
     rows: np.ndarray | None = None         # (low-res rows, language width) f32, what a language model sees of the frame
     memory: dict = field(default_factory=dict, repr=False)     # "read": what the language model has read, kept for the next question
     placed: Frame | None = field(default=None, repr=False)     # the frame in the GPU's memory, where patches are cut there
+    name: object = field(default_factory=object, repr=False)   # of its rows in what a language model has read: were it the look, its memory would hold itself
 
     def ask(self, prompt: str = "", **options) -> Answer:
         """Answer one question about this frame; arguments as in Session.ask. The low-res pass is not repeated."""

@@ -53,7 +53,7 @@ def doctor() -> tuple[list[str], bool]:
     lines = [f"machine     {machine()}", "core        " + ", ".join(f"{key} {value}" for key, value in core.items())]
     lines.append(f"GPU         {_gpu()}")
     for package in ("ps3_sdk", "numpy", "pillow", "onnxruntime", "tokenizers", "ftfy"):
-        lines.append(f"{package:<12}{_version(package) or 'MISSING: pip install ' + package}")
+        lines.append(f"{package:<12}{version_of(package) or 'MISSING: pip install ' + package}")
     for extra, packages in EXTRAS.items():
         missing = [package for package in packages if _version(package) is None]
         state = f"not installed ({', '.join(missing)}): pip install 'ps3_sdk[{extra}]'" if missing else ", ".join(f"{p} {_version(p)}" for p in packages)
@@ -86,6 +86,11 @@ def _gpu() -> str:
     except Ps3Error as error:
         return f"{found}; score and gather run on the processor: {error}"
     return f"{found}; score and gather run there, too"
+
+
+def version_of(package: str) -> str | None:
+    """What is installed of a package, None where nothing is. ONNX Runtime's build for GPUs, installed in place of the other, is ONNX Runtime."""
+    return _version(package) or (_version("onnxruntime-gpu") if package == "onnxruntime" else None)
 
 
 def _version(package: str) -> str | None:

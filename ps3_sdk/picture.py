@@ -28,6 +28,7 @@ def size_of_file(path) -> tuple[int, int]:
 
 def upright_size(image) -> tuple[int, int]:
     turned = image.getexif().get(0x0112) in (5, 6, 7, 8)        # orientations that lie on their side
+    turned = turned and getattr(image, "_tile_size", image.size) == image.size      # of TIFF, newer Pillows have turned the size already
     return (image.width, image.height) if turned else (image.height, image.width)
 
 

@@ -12,7 +12,7 @@ KEYWORDS = {"$defs", "$ref", "type", "properties", "required", "additionalProper
             "maximum", "pattern", "anyOf"}
 MAX_DEPTH = 16
 _TYPES = {"boolean": bool, "object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
-_OUTSIDE_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"?|([\[{])|([\]}])', re.S)
+_MARKS = re.compile(r'\\.|["\[\]{}]', re.S)      # one at a time: a pattern of whole strings takes a hundred bytes for each of theirs
 
 
 def parse_json(data: bytes, what: str) -> object:
@@ -22,9 +22,12 @@ def parse_json(data: bytes, what: str) -> object:
     """
     try:
         text = bytes(data).decode("utf-8")
-        depth = 0
-        for found in _OUTSIDE_STRINGS.finditer(text):
-            depth += bool(found[1]) - bool(found[2])
+        depth, inside = 0, False
+        for found in _MARKS.finditer(text):
+            if found[0] == '"':
+                inside = not inside
+            elif not inside:
+                depth += (found[0] in "[{") - (found[0] in "]}")
             if depth > MAX_DEPTH:
                 raise BundleError(f"{what} nests deeper than {MAX_DEPTH} levels; it is flat by design. Export the bundle again.")
         return json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, what), parse_constant=lambda name: _finite(name, what),

@@ -226,6 +226,8 @@ class Session(Stages):
             for each in (*self._networks.values(), self.ops):
                 getattr(each, "close", lambda: None)()       # memory of a device is given back now, not when it is forgotten
         finally:
+            if getattr(self, "language", None) is not None:
+                self.language.close()
             self._networks, self._tables = {}, {}
             self.bundle.close()
 

@@ -15,7 +15,7 @@ from .schema import check, parse_json
 DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "I64": np.dtype("<i8"), "I32": np.dtype("<i4"),
           "U8": np.dtype("u1"), "I8": np.dtype("i1")}
 """safetensors' word -> numpy's; numpy has no bfloat16, its bits come as uint16."""
-MAX_HEADER_BYTES = 64 << 20
+MAX_HEADER_BYTES = 4 << 20
 _SCHEMA = {
     "type": "object",
     "properties": {"__metadata__": {"type": "object", "additionalProperties": {"type": "string"}}},

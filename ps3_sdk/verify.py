@@ -188,7 +188,7 @@ def compare(kept: dict[str, np.ndarray], observed: dict[str, np.ndarray]) -> Rep
     return Report({stage: errors[stage] for stage in STAGES if stage in errors}, same / total if total else 1.0, cosine)
 
 
-def _ran_on(session: Session) -> str:
+def ran_on(session: Session) -> str:
     """-> "onnxruntime on cpu; score and gather on cpu; Linux x86_64" """
     runtimes = sorted({entry["runtime"] for entry in session.bundle.manifest["networks"].values()})
     where = "the GPU" if session.bundle.manifest["networks"]["encode"]["runtime"] in ENGINES or session._device == "cuda" else "cpu"
@@ -215,7 +215,7 @@ def verify(path: str | Path | None = None, *, threads: int = 0, stream: int | No
         kept = session.bundle.tensors(manifest["verify"]["file"])
         try:
             picks, picture = {px: kept[f"picked_{px}"] for px in session.geometry["scales_px"][1:]}, frame_of(kept)
-            report = replace(compare(kept, observe(session, picture, manifest["verify"]["prompt"], picks, most_patches(manifest))), ran_on=_ran_on(session))
+            report = replace(compare(kept, observe(session, picture, manifest["verify"]["prompt"], picks, most_patches(manifest))), ran_on=ran_on(session))
         except (KeyError, IndexError, InputError, OSError, Image.DecompressionBombError) as error:
             raise BundleError(f"[verify] the reference values of {session.bundle.path} do not fit its model ({type(error).__name__}: {error}). Build the bundle again.") from error
         precision = precision_of(manifest)

@@ -149,3 +149,16 @@ def test_the_data_sheet_names_what_matters(good):
                  "1.5e-06", "torch 2.13", "tables.safetensors", "ps3_sdk 0.1.0", "onnxruntime", "fp32", "4 tokens of 100"):
         assert word in sheet, word
     assert max(map(len, sheet.splitlines())) < 160
+
+
+def test_long_texts_in_json_take_little_memory():
+    import tracemalloc
+    from ps3_sdk.schema import parse_json
+    tracemalloc.start()
+    try:
+        assert parse_json(b'{"a":"' + b"[{" * 2 ** 19 + b'\\\\"}', "x")["a"].endswith("{\\")
+        assert tracemalloc.get_traced_memory()[1] < 30e6
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(BundleError, match="deeper than"):
+        parse_json(b'{"\\"":' + b"[" * 40 + b"]" * 40 + b"}", "x")

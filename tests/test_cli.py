@@ -101,6 +101,23 @@ def test_bench_and_doctor_print_what_they_promise(capsys):
     assert code == 0 and "all is well" in out and "onnxruntime" in out
 
 
+def test_the_build_for_gpus_is_onnx_runtime_too(monkeypatch):
+    """Installed in place of the other, as it must be, it is no missing package, and installing that would undo it."""
+    import importlib.metadata
+    from ps3_sdk import measure
+    from ps3_sdk.evaluate.run import versions
+    real = importlib.metadata.version
+
+    def version(name):
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.99" if name == "onnxruntime-gpu" else real(name)
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert versions()["onnxruntime"] == "1.99" and measure.version_of("nothing-of-that-name") is None
+    lines, _ = measure.doctor()
+    assert any(line.startswith("onnxruntime ") and "1.99" in line for line in lines) and not any("MISSING" in line and "onnxruntime" in line for line in lines)
+
+
 def test_a_closed_pipe_is_no_traceback(tmp_path):
     result = subprocess.run(f"{sys.executable} -m ps3_sdk info --json | head -1", shell=True, capture_output=True, text=True, cwd=tmp_path)
     assert "Traceback" not in result.stderr

@@ -84,6 +84,31 @@ def test_missing_fonts_are_told(monkeypatch):
     assert "Pillow" in SceneItems(1, fallback=True).notes[0]
 
 
+def test_other_frames_are_other_questions_also_where_their_files_are_as_large(folder):
+    path = write(folder / "same.jsonl", {**GOOD, "frame": "a.bmp"}, {**GOOD, "frame": "b.bmp"})
+    made = []
+    for colours in (("red", "blue"), ("red", "green"), ("blue", "red"), ("red", "blue")):
+        for name, colour in zip("ab", colours):
+            Image.new("RGB", (64, 64), colour).save(folder / f"{name}.bmp")
+        made.append(read_questions(path).settings["contents"])
+    assert len(set(made)) == 3 and made[0] == made[3]
+
+
+class Own:
+    """A language model that runs elsewhere."""
+
+    def __init__(self, model):
+        self.empty, self.prefill, self.generate = model.empty, model.prefill, model.generate
+
+
+def test_a_language_model_of_the_users_own_has_results_of_its_own(folder, tmp_path):
+    questions = read_questions(write(folder / "q.jsonl", {**GOOD, "answer": "42"}))
+    with ps3_sdk.Session() as bundles, ps3_sdk.Session(language_model=Own(bundles.language.decoder)) as own:
+        summaries = [evaluate(session, questions, tokens=8, folder=tmp_path / "out") for session in (bundles, own)]
+    assert [summary["language_model"] for summary in summaries] == [None, "Own"] and "on cpu" in summaries[0]["ran_on"]
+    assert summaries[0]["settings_hash"] != summaries[1]["settings_hash"]
+
+
 def test_scenes_through_an_encoder(session, scenes, tmp_path):
     summary = evaluate(session, scenes, tokens=64, folder=tmp_path)
     assert summary["n"] == 6 and summary["exact_match"] == 0 and set(summary["selection_recall"]) == {"256", "512", "1024", "2048"}

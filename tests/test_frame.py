@@ -94,6 +94,16 @@ def test_exif_orientation_is_applied_to_files_and_bytes_but_not_to_pil_images(or
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiffs_size_is_turned_once(orientation, tmp_path):
+    """Pillow turns it when it opens the file, as its older releases do not."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.zeros((40, 70, 3), np.uint8)).save(tmp_path / "turned.tif", exif=exif)
+    frame = Frame.of(tmp_path / "turned.tif")
+    assert size_of_file(tmp_path / "turned.tif") == (frame.height, frame.width) == ((40, 70) if orientation < 5 else (70, 40))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_files_size_is_told_upright_from_its_header(orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation

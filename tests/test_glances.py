@@ -86,6 +86,47 @@ def test_where_no_glance_finds_it_that_is_said_and_how_sure_the_least_sure_one_i
     assert answer.regions == ps3_sdk.answer.regions_from_map(seen[0][0].prob, seen[0][0].picked, answer.frame_size, patch_px=14)
 
 
+def test_a_cancelled_glance_leaves_the_answer_before_it(look, monkeypatch):
+    """A deadline that passes while it looks elsewhere makes nothing found of what was not."""
+    seen = scripted(monkeypatch, NO, ask.Words("", ("the answer ended by cancelled",), None, False, whole=False), ask.Words("X", (), 0.9, True))
+    answer = look.ask(THERE, tokens=3 * GLANCE)
+    assert (answer.text, answer.found, answer.confidence) == ("not visible", False, 0.1) and len(seen) == 2 and "the answer ended by cancelled" in answer.notes
+
+
+@pytest.mark.parametrize("prompt", [THERE, ABSENT])
+def test_what_is_cut_before_it_says_anything_is_not_found(look, prompt):
+    cut = look.ask(prompt, cancel=lambda: True)
+    assert (cut.text, cut.found, cut.confidence) == ("", False, None) and "the answer ended by cancelled" in cut.notes
+    one = look.ask(prompt, max_tokens=1)
+    assert one.found == (prompt == THERE) and one.confidence is None
+
+
+def test_looks_go_when_nobody_holds_them(session):
+    """Not when Python's collector comes round: a camera's loop would hold a second's worth of frames, keys and values."""
+    import gc
+    import weakref
+    gc.disable()
+    try:
+        look = session.look(PANEL)
+        look.ask(THERE), look.ask(ABSENT), look.encode(THERE)
+        gone = weakref.ref(look)
+        del look
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_closed_session_holds_no_networks_and_no_tables():
+    import weakref
+    with ps3_sdk.Session() as opened:
+        kept = [weakref.ref(network) for network in opened._networks.values()] + [weakref.ref(opened.language.embed)]
+        look = opened.look(PANEL)
+        look.ask(THERE)
+    assert opened.language is not None and all(each() is None for each in kept)
+    with pytest.raises(ps3_sdk.ClosedError):
+        look.ask(THERE)
+
+
 def test_streams_say_only_what_is_answered(look):
     for prompt in (THERE, ABSENT):
         pieces = []

@@ -72,7 +72,7 @@ def test_golden_case_through_the_bundle(sessions, name):
 
     ids = language.ids(case.parts(looks))
     assert ids == case.json["token_ids"]
-    vector, read = language.ask(ids, [((look, "low"), look.rows) for look in looks], None)
+    vector, read = language.ask(ids, [(look.name, look.rows) for look in looks], None)
     if case.json["effective"]["look_close_mode"] == "after_prompt":
         assert language.prompt_end(ids) == case.json["prompt_end_position"]
         assert near(read.state.hidden[None], "prompt_hidden_state") and near(vector[None], "top_down_prompt")
@@ -92,7 +92,7 @@ def test_golden_case_through_the_bundle(sessions, name):
         rows = language.high_rows(tokens, picked)
         high.append(rows if len(rows) else look.rows[:1])
         assert near(high[-1], f"high_res_projected.{i}")
-    rows = language.assemble(ids, [[((look, "low"), look.rows), (object(), each)] for look, each in zip(looks, high)])
+    rows = language.assemble(ids, [[(look.name, look.rows), (object(), each)] for look, each in zip(looks, high)])
     assert len(rows.names) == case.json["inputs_embeds_len"] and near(np.linalg.norm(rows.embeds, axis=1), "inputs_embeds_row_norms")
     read = language.read(rows, read)
     assert near(read.state.logits, "last_logits")
@@ -229,7 +229,7 @@ def test_cancel_max_tokens_and_sampling(session, photo):
 def test_confidence_is_the_models_probability_of_its_answer(session, photo, monkeypatch):
     look = session.look(photo)
     ids = session.language.ids([look, "What is it?"])
-    read = session.language.read(session.language.assemble(ids, [[((look, "low"), look.rows), (object(), look.rows[:1])]]))
+    read = session.language.read(session.language.assemble(ids, [[(look.name, look.rows), (object(), look.rows[:1])]]))
     said = list(session.language.answer(read, max_tokens=9))
     last = next(n for n in range(1, 9) if said[n].id not in [token.id for token in said[:n]])       # a token that ends the answer from now on
     monkeypatch.setattr(session.language, "stop_ids", frozenset({said[last].id}))

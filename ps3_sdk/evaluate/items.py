@@ -47,6 +47,15 @@ def digest(*parts) -> str:
     return found.hexdigest()[:16]
 
 
+def digest_of_file(path) -> str:
+    """64 hex digits of what a file holds, read piece by piece."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
+
+
 def checked_boxes(value, where: str, wanted: str) -> tuple[tuple[float, float, float, float], ...]:
     """One box of four numbers, or a list of them, as boxes. Raises InputError that begins with `where`."""
     boxes = [value] if isinstance(value, list) and value and not isinstance(value[0], list) else value

@@ -5,7 +5,7 @@ import json
 from pathlib import Path, PurePosixPath
 
 from ..errors import InputError
-from .items import Item, ItemList, check_frame, checked_boxes, digest
+from .items import Item, ItemList, check_frame, checked_boxes, digest, digest_of_file
 from .words import LETTERS, normalise
 
 KEYS = {"frame": True, "prompt": True, "answer": True, "choices": False, "box_px": False, "domain": False}      # key -> needed
@@ -24,16 +24,16 @@ def read_questions(path) -> ItemList:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"[evaluate] {path} cannot be read: {error.strerror or error}. Pass a .jsonl file of questions.") from error
-    folder, items, sizes = path.resolve().parent, [], []
+    folder, items, frames = path.resolve().parent, [], {}
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
-            items.append(_item(line, number, f"[evaluate] {path} line {number}", folder, sizes))
+            items.append(_item(line, number, f"[evaluate] {path} line {number}", folder, frames))
     if not items:
         raise InputError(f"[evaluate] {path} holds no questions; a JSON object a line is needed, see docs/evaluation.md.")
-    return ItemList(items, path.name, {"set": "questions", "file": path.name, "contents": digest(data, json.dumps(sizes))})
+    return ItemList(items, path.name, {"set": "questions", "file": path.name, "contents": digest(data, json.dumps(list(frames.values())))})
 
 
-def _item(line: bytes, number: int, where: str, folder: Path, sizes: list[int]) -> Item:
+def _item(line: bytes, number: int, where: str, folder: Path, frames: dict[Path, str]) -> Item:
     if len(line) > MAX_LINE_BYTES:
         raise InputError(f"{where} has {len(line)} bytes; at most {MAX_LINE_BYTES} are read. Put frames beside the file, not into it.")
     try:
@@ -62,7 +62,8 @@ def _item(line: bytes, number: int, where: str, folder: Path, sizes: list[int]) 
             raise InputError(f"{where}: box_px is {entry['box_px']}; x0 < x1 and y0 < y1 are needed.")
     frame = inside(folder, entry["frame"], f"{where}: frame")
     check_frame(frame, boxes, where)
-    sizes.append(frame.stat().st_size)
+    if frame not in frames:
+        frames[frame] = digest_of_file(frame)
     answerable = bool(entry["answer"].strip())
     return Item(f"line {number}", where, lambda: frame, entry["prompt"], entry["answer"], tuple(choices), boxes, entry.get("domain") or "all",
                 "value" if answerable else "not there")

@@ -1,23 +1,24 @@
 """Ask every question of a set, keep each result, sum them up."""
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import time
 from typing import Callable, Iterable
 
 from ..answer import Answer
+from ..decode import Decoder
 from ..errors import InputError
 from ..frame import Frame
-from ..measure import machine
+from ..measure import machine, version_of
 from ..session import Session
+from ..verify import ran_on
 from .items import Item, digest
 from .recall import selection_recall, share_seen
 from .results import Results
 from .summary import summarise
 from .words import chosen, is_refusal, lettered, normalise
 
-FORMAT = 3              # of the records; part of the settings that they are kept by
+FORMAT = 4              # of the records; part of the settings that they are kept by
 BUDGETS = (256, 512, 1024, 2048)
 
 
@@ -36,7 +37,7 @@ def evaluate(session: Session, items: Iterable[Item], *, tokens: int | None = No
         InputError that names the item: a frame that cannot be read, a free answer wanted of a bundle without a language model.
     """
     settings = {"format": FORMAT, "items": items.settings, "bundle": bundle_of(session), "tokens": tokens, "scales": scales, "selection": selection, "max_tokens": max_tokens,
-                "threads": session.threads, "versions": versions(), "machine": machine()}
+                "threads": session.threads, "ran_on": ran_on(session), "language_model": language_model_of(session), "versions": versions(), "machine": machine()}
     seen, first = set(), True
     with Results(folder, settings) as results:
         for item in items:
@@ -60,8 +61,13 @@ def bundle_of(session: Session) -> dict:
     return {"name": model["name"], "weights": model["weights"], "hash": digest(session.bundle.member("manifest.json"))}
 
 
+def language_model_of(session: Session) -> str | None:
+    """The type of a language model of the user's own; None where the bundle's answers, or none does."""
+    return None if session.language is None or isinstance(session.language.decoder, Decoder) else type(session.language.decoder).__name__
+
+
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("ps3_sdk", "numpy", "pillow", "onnxruntime")}}
+    return {"python": platform.python_version(), **{name: version_of(name) for name in ("ps3_sdk", "numpy", "pillow", "onnxruntime")}}
 
 
 def ask(session: Session, frame: Frame, item: Item, **budget) -> tuple[Answer, str]:

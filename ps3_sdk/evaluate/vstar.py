@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .items import Item, ItemList, check_frame, checked_boxes, digest
+from .items import Item, ItemList, check_frame, checked_boxes, digest, digest_of_file
 from .words import LETTERS, normalise
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -30,7 +30,7 @@ def read_vstar(folder, seed: int = 0) -> ItemList:
     for path in sorted(folder.rglob("*.json")):
         data = path.read_bytes()
         items.append(_item(path, data, folder, seed))
-        contents += [path.relative_to(folder).as_posix(), data, str(items[-1].frame().stat().st_size)]
+        contents += [path.relative_to(folder).as_posix(), data, digest_of_file(items[-1].frame())]
     if not items:
         raise InputError(f"[evaluate] {folder} holds no .json file; V*Bench's layout is a picture and a JSON file of the same name per question.")
     return ItemList(items, folder.name, {"set": "vstar", "folder": folder.resolve().name, "seed": seed, "contents": digest(*contents)})
