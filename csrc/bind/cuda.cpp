@@ -43,7 +43,7 @@ class CudaOps {
 
   DeviceArray empty(const std::vector<py::ssize_t>& shape, const std::string& dtype) const {
     const Current current(device_);
-    return new_device_array(shape, typestr_of(dtype));
+    return mine(new_device_array(shape, typestr_of(dtype)));
   }
 
   DeviceArray upload(const py::array& array, const py::object& out) {
@@ -218,13 +218,20 @@ class CudaOps {
   /// or_type: another type that a given out may have.
   DeviceArray out_of(const py::object& out, const std::vector<py::ssize_t>& shape, const std::string& typestr, const std::string& where,
                      const std::string& or_type = "") const {
-    if (out.is_none()) return new_device_array(shape, typestr);
+    if (out.is_none()) return mine(new_device_array(shape, typestr));
     const std::string lead = "[" + where + "] out";
     DeviceArray array = view_device(out, lead, stream_);
     if ((array.typestr != typestr && array.typestr != or_type) || array.shape != shape || !array.is_packed() || array.read_only) {
       raise(Code::kInvalidArgument, lead + " is " + array.typestr + " of shape " + std::string(py::str(py::tuple(py::cast(array.shape)))) + (array.read_only ? ", read-only" : "") +
                                         "; needs writeable " + typestr + " of shape " + std::string(py::str(py::tuple(py::cast(shape)))) + " in C order. Pass such an array.");
     }
+    return mine(array);
+  }
+
+  /// What this object's stream fills.
+  DeviceArray mine(DeviceArray array) const {
+    array.filled_on = stream_;
+    array.is_filled = true;
     return array;
   }
 
@@ -269,7 +276,9 @@ class CudaOps {
     {
       const py::gil_scoped_release release;
       void* const at = reinterpret_cast<void*>(to);
-      status = bytes >= kFerried && !ops::reachable(from) ? ferry_->carry(at, from, bytes, stream_) : ops::copy_memory(at, from, bytes, ops::Copy::kToDevice, stream_);
+      const bool pinned = ops::reachable(from);  // from there the GPU reads later, when the caller may have written it anew
+      status = bytes >= kFerried && !pinned ? ferry_->carry(at, from, bytes, stream_) : ops::copy_memory(at, from, bytes, ops::Copy::kToDevice, stream_);
+      if (status.ok() && pinned) status = ops::wait_for(stream_);
     }
     raise_if_failed(status);
     num_in_ += 1;
@@ -308,7 +317,7 @@ void add_cuda(py::module_& module) {
   py::class_<CudaOps>(module, "Cuda",
                       "The ops on one GPU (device; -1: the current one), on one stream (an address, e.g. torch.cuda.current_stream().cuda_stream).\n\n"
                       "Arrays are torch, cupy or numba tensors of the GPU, read and written in place, or DeviceArrays; nothing waits for the GPU\n"
-                      "but download() and synchronize(). copies counts every copy between host and GPU this object made. One object per thread.\n"
+                      "but download(), synchronize(), what is copied from pinned memory, and memory that is freed: pass out= in a loop. copies counts every copy between host and GPU this object made. One object per thread.\n"
                       "Raises RuntimeMissingError without kernels, driver or GPU.")
       .def(py::init<std::uintptr_t, int>(), py::arg("stream") = 0, py::arg("device") = -1)
       .def_property_readonly("device", &CudaOps::device)
@@ -322,7 +331,7 @@ void add_cuda(py::module_& module) {
       .def("gather", &CudaOps::gather, py::arg("frame"), py::arg("base_px"), py::arg("parts"), py::arg("mean"), py::arg("std"), py::arg("dtype") = "float32",
            "Patches of several scales in one launch -> list of DeviceArray (K, 3*patch*patch). parts: (size_px, patch_px, ids, out or None) each; ids int32\n"
            "of the GPU, or numpy (copied); dtype float32 or float16 of new outs. A frame in pageable host memory is copied first, others are read in place:\n"
-           "where one was written on another stream than the default one, order_after(that stream) first.\n"
+           "where one was written on another stream than this object's, order_after(that stream) first, 0 for the default one.\n"
            "A patch whose id is out of range is NaN.")
       .def("score", &CudaOps::score, py::arg("features"), py::arg("view_features"), py::arg("prompt"), py::arg("view_weight"), py::arg("view_bias"),
            py::arg("out") = none, "-> prob f32 (g, g), as score() of this module.")

@@ -130,10 +130,19 @@ py::dict DeviceArray::interface() const {
   result["data"] = py::make_tuple(at, read_only);
   result["strides"] = py::tuple(py::cast(strides));
   result["version"] = 3;
+  if (is_filled) result["stream"] = filled_on == nullptr ? std::uintptr_t{1} : reinterpret_cast<std::uintptr_t>(filled_on);
   return result;
 }
 
-py::capsule DeviceArray::dlpack() const {
+py::capsule DeviceArray::dlpack(const py::object& stream) const {
+  const long consumer = stream.is_none() ? 1 : py::cast<long>(stream);  // -1: nobody is to wait; 0 and 1: the default one
+  void* const theirs = consumer > 1 ? reinterpret_cast<void*>(consumer) : nullptr;
+  if (is_filled && consumer >= 0 && theirs != filled_on) {
+    const int before = ops::use_device(device);
+    const Status status = ops::order_after(theirs, filled_on);
+    if (before >= 0) (void)ops::use_device(before);
+    raise_if_failed(status);
+  }
   auto* const out = new Exported{{}, *this, {shape.begin(), shape.end()}, {}};
   for (const py::ssize_t stride : strides) out->strides.push_back(stride / item_bytes());
   const bool is_float = typestr[1] == 'f';
@@ -166,8 +175,17 @@ DeviceArray new_device_array(const std::vector<py::ssize_t>& shape, const std::s
     if (side < 0) raise(Code::kInvalidArgument, "[cuda] shape has a side of " + std::to_string(side) + "; needs 0 or more. Pass sizes.");
   }
   void* memory = nullptr;
-  raise_if_failed(ops::allocate_device(array.size() * static_cast<std::size_t>(array.item_bytes()), memory));
-  array.owner = std::shared_ptr<void>(memory, ops::free_device);
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = ops::allocate_device(array.size() * static_cast<std::size_t>(array.item_bytes()), memory);
+  }
+  raise_if_failed(status);
+  array.owner = std::shared_ptr<void>(memory, [](void* at) {  // which waits for all that the GPU does
+    if (PyGILState_Check() == 0) return ops::free_device(at);
+    const py::gil_scoped_release release;
+    ops::free_device(at);
+  });
   array.at = reinterpret_cast<std::uintptr_t>(memory);
   return array;
 }
@@ -188,7 +206,11 @@ bool is_on_device(const py::handle& value) {
 }
 
 DeviceArray view_device(const py::handle& value, const std::string& lead, void* stream) {
-  if (py::isinstance<DeviceArray>(value)) return py::cast<DeviceArray>(value);
+  if (py::isinstance<DeviceArray>(value)) {
+    DeviceArray array = py::cast<DeviceArray>(value);
+    if (array.is_filled && array.filled_on != stream) raise_if_failed(ops::order_after(stream, array.filled_on));
+    return array;
+  }
   if (!is_on_device(value)) {
     raise(Code::kInvalidArgument, lead + " is a " + std::string(py::str(py::type::of(value).attr("__name__"))) +
                                       " in host memory; needs GPU memory, by DLPack or __cuda_array_interface__. Pass Cuda.upload of it.");
@@ -207,7 +229,7 @@ void add_device_array(py::module_& module) {
       .def_readonly("data_ptr", &DeviceArray::at)
       .def_property_readonly("__cuda_array_interface__", &DeviceArray::interface)
       .def("plane", &device_plane, py::arg("offset_bytes"), py::arg("shape"), py::arg("strides"), "A part of this memory, strides in bytes.")
-      .def("__dlpack__", [](const DeviceArray& a, const py::object&) { return a.dlpack(); }, py::arg("stream") = py::none())
+      .def("__dlpack__", &DeviceArray::dlpack, py::arg("stream") = py::none())
       .def("__dlpack_device__", [](const DeviceArray& a) { return py::make_tuple(kDlCuda, a.device); });
   module.def("is_on_device", [](const py::object& value) { return is_on_device(value); }, py::arg("value"),
              "Whether value says that it lies on a GPU, by DLPack or __cuda_array_interface__.");

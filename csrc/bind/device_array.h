@@ -15,6 +15,8 @@ struct DeviceArray {
   std::vector<py::ssize_t> shape, strides;  // strides in bytes
   int device = 0;
   bool read_only = false;
+  bool is_filled = false;     // by work on filled_on, which whoever reads it must come after
+  void* filled_on = nullptr;  // a stream
   std::shared_ptr<void> owner;
 
   std::size_t size() const;
@@ -22,7 +24,7 @@ struct DeviceArray {
   bool is_packed() const;             // C order
   std::size_t extent_bytes() const;   // from the first byte to the last
   py::dict interface() const;         // __cuda_array_interface__, version 3
-  py::capsule dlpack() const;
+  py::capsule dlpack(const py::object& stream) const;  // of a consumer, as DLPack numbers streams
 };
 
 /// New memory on the current GPU. dtype: float32, float16, int32 or uint8.

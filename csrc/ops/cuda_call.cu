@@ -34,6 +34,7 @@ Status failed(const char* where, cudaError_t error) noexcept {
 }
 
 Status check_gpu(const char* where) noexcept {
+  (void)cudaGetLastError();  // what the caller met before is not this call's failure
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) {
@@ -68,6 +69,16 @@ Status launched(const char* where) noexcept { return failed(where, cudaGetLastEr
 
 }  // namespace ops
 
-Status check_cuda() noexcept { return ops::check_gpu("cuda"); }
+namespace {
+
+__global__ void any_kernel() {}
+
+}  // namespace
+
+Status check_cuda() noexcept {
+  Status status = ops::check_gpu("cuda");
+  cudaFuncAttributes attributes;  // which there are none of where the build has no code for this GPU
+  return status.ok() ? ops::failed("cuda", cudaFuncGetAttributes(&attributes, any_kernel)) : status;
+}
 
 }  // namespace ps3

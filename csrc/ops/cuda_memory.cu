@@ -57,7 +57,7 @@ Status Ferry::carry(void* to, const void* from, std::size_t bytes, void* stream)
   if (error != cudaSuccess) return failed("cuda", error);
   const int device = current_device();
   const long pieces = static_cast<long>((bytes + kPiece - 1) / kPiece);
-  const int workers = std::min(kMostWorkers, num_workers(Cpu{}, pieces, 2));
+  const int workers = on == cudaStreamPerThread ? 1 : std::min(kMostWorkers, num_workers(Cpu{}, pieces, 2));  // which is another one in each thread
   cudaError_t errors[kMostWorkers] = {};
   bool ready[kMostWorkers] = {true};  // the GPU is this thread's current one, not yet that of new threads
   parallel_for(workers, pieces, [&](long i, int worker) {
@@ -104,7 +104,10 @@ int current_device() noexcept {
 
 int use_device(int device) noexcept {
   const int before = current_device();
-  return before != device && cudaSetDevice(device) == cudaSuccess ? before : -1;
+  if (before == device) return -1;
+  if (cudaSetDevice(device) == cudaSuccess) return before;
+  (void)cudaGetLastError();
+  return -1;
 }
 
 }  // namespace ps3::ops
