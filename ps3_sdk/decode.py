@@ -134,7 +134,7 @@ class Decoder:
         return state
 
     def generate(self, state: State, embed: Callable[[np.ndarray], np.ndarray], *, stop_ids: Iterable[int], max_tokens: int,
-                 sampling: Sampling | None = None, cancel=None) -> "Generation":
+                 sampling: Sampling | None = None, cancel=None, seldom: tuple[int, float] | None = None) -> "Generation":
         """Continue a state, one token at a time.
 
         Args:
@@ -143,6 +143,7 @@ class Decoder:
             max_tokens: tokens at most, at least 0.
             sampling: default greedy, the most probable token each time; ties go to the lower id.
             cancel: a threading.Event or a function without arguments, looked at before every token.
+            seldom: an id that an answer begins with from this probability on alone; else what is most probable besides. Greedy answers only.
         Returns:
             A Generation: iterate over its Tokens; `.stopped` then says why it ended.
         Raises:
@@ -154,7 +155,7 @@ class Decoder:
             raise InputError(f"[decode] max_tokens is {max_tokens!r}; it must be a whole number of at least 0.")
         if sampling is not None and not isinstance(sampling, Sampling):
             raise InputError(f"[decode] sampling is {type(sampling).__name__}; a Sampling, or None for greedy, is needed.")
-        return Generation(self, state, embed, frozenset(int(i) for i in stop_ids), max_tokens, sampling, _cancelled(cancel))
+        return Generation(self, state, embed, frozenset(int(i) for i in stop_ids), max_tokens, sampling, _cancelled(cancel), seldom if sampling is None else None)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -212,10 +213,12 @@ class Generation:
     conversation by prefilling that token and the next turn.
     """
 
-    def __init__(self, decoder: Decoder, state: State, embed, stop_ids: frozenset[int], max_tokens: int, sampling: Sampling | None, cancelled):
+    def __init__(self, decoder: Decoder, state: State, embed, stop_ids: frozenset[int], max_tokens: int, sampling: Sampling | None, cancelled,
+                 seldom: tuple[int, float] | None = None):
         self.state, self.ids, self.stopped, self.stop_id, self.notes, self.logprob = state, [], None, None, (), 0.0
         self._decoder, self._embed, self._stop_ids, self._max_tokens, self._cancelled = decoder, embed, stop_ids, max_tokens, cancelled
         self._draw = sampling.start() if sampling is not None else lambda logits: int(logits.argmax())
+        self._seldom = seldom
         self._room = decoder.spec.context_length - state.length     # tokens that fit behind the prompt
 
     def __iter__(self) -> "Generation":
@@ -234,7 +237,10 @@ class Generation:
                 raise
         logits = self.state.logits
         chosen, top = self._draw(logits), float(logits.max())
-        logprob = float(logits[chosen]) - top - float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
+        whole = top + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
+        if self._seldom is not None and not self.ids and chosen == self._seldom[0] and float(logits[chosen]) - whole < np.log(self._seldom[1]):
+            chosen = int(np.where(np.arange(len(logits)) == chosen, -np.inf, logits).argmax())
+        logprob = float(logits[chosen]) - whole
         self.logprob += logprob
         if chosen in self._stop_ids:
             self.stopped, self.stop_id = "stop id", chosen

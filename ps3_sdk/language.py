@@ -188,8 +188,10 @@ class Language:
         """The answer behind what was read, token by token. Raises InputError where the context has no room for one."""
         limit = self.spec["context_length"]
         self.check_room(len(read.names) + 1)
+        unseen = self.spec.get("confidence", {}).get("unseen")      # of the bundle's own language model
+        seldom = {"seldom": (self._tokenizer.encode(self.spec["not_seen"]).ids[0], unseen)} if unseen and "not_seen" in self.spec and isinstance(self.decoder, Decoder) else {}
         return self.decoder.generate(read.state, self.embed, stop_ids=self.stop_ids, max_tokens=self.spec.get("answer_tokens", limit) if max_tokens is None else max_tokens,
-                                     sampling=sampling, cancel=cancel)
+                                     sampling=sampling, cancel=cancel, **seldom)
 
     def check_room(self, needed: int) -> None:
         """Raises InputError: so many rows are more than the context holds."""

@@ -221,3 +221,10 @@ def test_what_is_wrong_is_said():
         Scenes(frame_px=(20, 20), fallback=True)
     with pytest.raises(IndexError):
         Scenes(frame_px=SMALL, fallback=True)[-1]
+
+
+def test_a_code_tells_its_zeros_from_letters():
+    rng = np.random.default_rng(0)
+    codes = [VALUES["code"][1](rng) for _ in range(4000)]
+    assert not any(set(code) & set("OI") for code in codes)
+    assert all(set(code) & set("123456789") for code in codes if "0" in code) and any("0" in code for code in codes)

@@ -16,7 +16,7 @@ from ps3_sdk.training.frames import nothing_to_see
 from ps3_sdk.training.looking import Looking
 from ps3_sdk.training.optimiser import Optimiser, orthogonal, schedule
 from ps3_sdk.training.pool import orders_of, words_of
-from ps3_sdk.training.reading import CHARACTERS, GRID, IGNORED, Reader, augmented, patches_of, slot_labels, slot_loss, window_labels
+from ps3_sdk.training.reading import CHARACTERS, GRID, IGNORED, Reader, Rows, augmented, patches_of, slot_labels, slot_loss, window_labels
 from ps3_sdk.training.scenes import Scenes
 from ps3_sdk.training.spell import Speller, among, among_others, window_around, words_batch
 from ps3_sdk.training.state import Run
@@ -163,7 +163,7 @@ def test_a_step_without_a_finite_gradient_is_left_out(folder):
 
 def test_spelling_reads_the_blocks_it_is_given(folder):
     model = nano.new_model(folder)
-    speller = Speller(model, Reader(model.vision.vision_model))
+    speller = Speller(Looking(model, Reader(model.vision.vision_model)))
     ids = torch.from_numpy(np.stack([window_around((100, 100, 160, 120), (2160, 3840), None)] * 2).astype(np.int64))
     patches, labels = torch.randn(2, 108, 588), torch.zeros(2, 108, 2, 2, dtype=torch.int64)
     optimiser, losses = Optimiser(speller, muon_lr=0.02, adam_lr=1e-2), []
@@ -284,7 +284,7 @@ def test_scenes_together_are_the_scenes_alone(folder, scene):
     looks = [Look(n, np.sort(np.random.default_rng(n).permutation(729)[:4]), [], []) for n in (0, 1, 1)]
     with torch.no_grad():
         together, alone = closely.find(examples), [closely.find([example]) for example in examples]
-        rows, place, slots, _ = closely.look(examples, together, looks)
+        rows, place, losses, _ = closely.look(examples, together, looks)
         apart = [closely.look([examples[look.scene]], alone[look.scene], [look._replace(scene=0)]) for look in looks]
         whole, _ = closely(examples, np.random.default_rng(0))
     assert together.of.tolist() == [0] * 5 + [1] * 3
@@ -293,7 +293,47 @@ def test_scenes_together_are_the_scenes_alone(folder, scene):
         mean = sum(each.losses[name] * share for each, share in zip(alone, shares)) / sum(shares)
         assert name == "where" or abs(together.losses[name] - mean) < 1e-4
     assert (rows - torch.cat([each[0] for each in apart])).abs().max() < 1e-4 and torch.equal(place, torch.cat([each[1] for each in apart]))
-    assert torch.isfinite(whole) and slots > 0
+    assert torch.isfinite(whole) and losses["slot"] > 0
+    for name in ("slot", "rows", "high_things"):
+        assert torch.isfinite(losses[name]) and losses[name] > 0, name
+
+
+def test_rows_are_told_what_their_own_patches_show(folder, scene):
+    """The labels of a row are those of the four patches that it is made of, in a close look and in a window of dense text."""
+    looking = Closely(nano.new_model(folder), None)
+    looking.reader, given = Reader(looking.model.vision.vision_model), []
+    looking.rows.forward = lambda rows, labels: given.append((rows, labels)) or rows.sum() * 0
+    example = make_example(scene, np.random.default_rng(0), 2)
+    text = next(item for item in scene.items if len(item.text) > 2)
+    x0, y0, _, _ = (text.text_box_px / np.array([3840, 2160] * 2) * 270).astype(int)
+    cells = np.sort(np.unique([(y0 // 10 + down) * 27 + x0 // 10 + across for down in (0, 1) for across in (0, 1)]))[:4]
+    with torch.no_grad():
+        looking.look([example], looking.find([example]), [Look(0, cells, [], [])])
+        labels = torch.stack([torch.arange(2 * 108 * 2).view(2, 108, 2) % 43, torch.zeros(2, 108, 2, dtype=torch.int64)], dim=-1)
+        Speller(looking)(torch.randn(2, 108, 588), torch.from_numpy(np.stack([window_around((100, 100, 160, 120), (2160, 3840), None)] * 2).astype(np.int64)), labels, [(1, np.array([10]), np.array([0.9], np.float32), 0, "AB")])
+    (rows, shown), (_, of_window) = given
+    assert shown.shape == (*rows.shape[:2], 8)
+    slots = example.slots[0].reshape(270, 270, 2)
+    blocks = [(down, across) for down in range(135) for across in range(135) if (down // 5) * 27 + across // 5 in cells]
+    wanted = [slots[2 * down:2 * down + 2, 2 * across:2 * across + 2].ravel().tolist() for down, across in blocks]
+    assert shown[0].tolist() == wanted and any(any(row) for row in wanted)
+    grid = labels[1, :, :, 0].view(6, 18, 2)
+    assert of_window[0].tolist() == grid[2:4, 2:4].flatten().tolist(), "block 10 of 9 a row"
+
+
+def test_rows_that_show_characters_come_to_be_read():
+    torch.manual_seed(0)
+    rows, labels = Rows(16), torch.zeros(64, 8, dtype=torch.int64)
+    labels[:, 2] = torch.arange(64) % 3
+    features = torch.randn(3, 16)[labels[:, 2]]
+    optimiser, losses = torch.optim.Adam(rows.parameters(), 3e-2), []
+    for _ in range(60):
+        loss = rows(features, labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.05 * losses[0]
 
 
 def test_where_there_is_nothing_to_see_nothing_is_asked_for(folder, scene):

@@ -38,7 +38,9 @@ def test_a_checkpoint_keeps_its_own_calibration(tmp_path):
     (folder / CONFIDENCE).write_text(json.dumps(weights), "utf-8")
     assert VilaConfig.read(folder).confidence == weights
     assert not (nano.copy_folder(folder, tmp_path / "other") / CONFIDENCE).exists()       # other weights are sure of other things
-    for wrong, needed in (({"bias": 1, "text": 1}, "place"), (weights | {"more": 1}, "more"), (weights | {"text": "1"}, "text"), (weights | {"bias": math.inf}, "bias"), (weights | {"bias": 1000}, "below 1000")):
+    (folder / CONFIDENCE).write_text(json.dumps(weights | {"unseen": 0.7}), "utf-8")
+    assert VilaConfig.read(folder).confidence == weights | {"unseen": 0.7}
+    for wrong, needed in (({"bias": 1, "text": 1}, "place"), (weights | {"more": 1}, "more"), (weights | {"text": "1"}, "text"), (weights | {"unseen": 1.5}, "unseen"), (weights | {"bias": math.inf}, "bias"), (weights | {"bias": 1000}, "below 1000")):
         (folder / CONFIDENCE).write_text(json.dumps(wrong), "utf-8")
         with pytest.raises(ExportError, match=needed):
             VilaConfig.read(folder)
@@ -53,7 +55,8 @@ def scene():
 def test_answers_are_measured_as_they_are_given(scene):
     """Of each value that the embedded model gives: its text's probability and its place's, and whether it is right, as a session says without a calibration."""
     import ps3_sdk
-    measured = confidence.asked(VilaHd.from_checkpoint(ROOT / "training/model"), scene)
+    questions = confidence.asked(VilaHd.from_checkpoint(ROOT / "training/model"), scene)
+    measured = confidence.answered(questions, 0.0)
     with ps3_sdk.Session() as session:
         session.language.spec.pop("confidence")
         look, answers = session.look(scene.frame), []
@@ -61,9 +64,23 @@ def test_answers_are_measured_as_they_are_given(scene):
             answer = look.ask(question.prompt)
             if answer.found:
                 answers.append((answer.confidence, answer.prob.max(), answer.text == question.answer))
-    assert measured and len(measured) == len(answers)
+        session.language.spec["confidence"] = {"bias": 0, "text": 1, "place": 0, "unseen": 1.0}        # whatever is asked, a value is given
+        forced = [look.ask(question.prompt) for question in scene.questions]
+    assert len(measured) == len(answers) > 0
     for ours, theirs in zip(measured, answers):
         assert ours[:2] == pytest.approx(theirs[:2], rel=1e-2) and ours[2] == theirs[2]
+    assert all(answer.found for answer in forced) and len(forced) == len(questions)
+    for answer, question, each in zip(forced, scene.questions, questions):
+        assert (answer.text == question.answer) == each.right and answer.confidence == pytest.approx(each.text, rel=0.05, abs=1e-3)
+
+
+def test_how_seldom_something_is_said_not_to_be_visible_is_what_is_right_most_often():
+    of = lambda unseen, right, there: confidence.Asked(unseen, 0.9, 0.9, right, there)
+    questions = [of(0.0, True, True), of(0.6, True, True), of(0.65, True, True), of(0.72, False, False), of(0.9, False, False), of(0.9, True, True)]
+    assert [confidence.good(questions, threshold) for threshold in (0.0, 0.62, 0.7, 0.8, 0.95)] == [3, 4, 5, 4, 4]
+    assert confidence.threshold_of(questions) == 0.7
+    assert confidence.threshold_of([of(0.0, True, True)] * 500 + [of(0.6, False, False), of(0.9, True, True)]) == 0.95, "the highest of those that are nearly as good"
+    assert len(confidence.answered(questions, 0.0)) == 1 and len(confidence.answered(questions, 0.7)) == 3
 
 
 def test_too_few_answers_give_no_calibration(scene, tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from ps3_sdk.training.looking import Looking
 from ps3_sdk.training.reading import Reader
 from ps3_sdk.training.scenes import Scenes
 from ps3_sdk.training.state import HEADS, copy_heads, load_heads, save_heads
-from ps3_sdk.training.things import NAMES, Things, labels_of, spread
+from ps3_sdk.training.things import NAMES, Things, labels_of
 from test_training_looking import SMALL
 
 
@@ -33,12 +33,26 @@ def examples_of(scenes, count):
 
 def test_labels_are_the_kind_and_the_colour_of_what_covers_a_place(scenes):
     example, = examples_of(scenes, 1)
-    kinds, colours = labels_of([example])[0].numpy()
+    kinds, colours = labels_of([example], 27)[0].numpy()
     covered = example.boxes.numpy().any(axis=0)
     assert covered.any() and not covered.all() and (kinds[~covered] == 0).all() and (colours[~covered] == 0).all()
     for item, box in zip(scenes[0].items, example.boxes.numpy()):
         alone = box & (example.boxes.numpy().sum(axis=0) == 1)
         assert alone.any() and {NAMES[0][k - 1] for k in kinds[alone]} == {item.kind} and {NAMES[1][c - 1] for c in colours[alone]} == {item.colour}
+
+
+@pytest.mark.parametrize("grid", [54, 108])
+def test_of_finer_grids_the_places_are_labelled_whose_middle_a_thing_covers(scenes, grid):
+    example, = examples_of(scenes, 1)
+    kinds = labels_of([example], grid)[0, 0].view(grid, grid).numpy()
+    wanted = np.zeros((grid, grid), int)
+    for item in scenes[0].items:
+        x0, y0, x1, y1 = np.array(item.box_px) * np.array([grid / 960, grid / 540] * 2)
+        for row in range(grid):
+            for column in range(grid):
+                if y0 <= row + 0.5 < y1 and x0 <= column + 0.5 < x1:
+                    wanted[row, column] = NAMES[0].index(item.kind) + 1
+    assert wanted.any() and np.array_equal(kinds, wanted)
 
 
 @pytest.mark.parametrize("side", [27, 54])
@@ -49,17 +63,18 @@ def test_things_come_to_be_told_from_one_another_and_from_none(side):
     labels[0, :, 30:33] = torch.tensor([[3], [1]])
     labels[1, :, 700:702] = torch.tensor([[7], [2]])
     directions = torch.randn(8, 24)
-    features = directions[labels[:, 0]].unflatten(1, (27, 27)).repeat_interleave(side // 27, 1).repeat_interleave(side // 27, 2).flatten(1, 2)
+    labels = labels.unflatten(2, (27, 27)).repeat_interleave(side // 27, 2).repeat_interleave(side // 27, 3).flatten(2)
+    features = directions[labels[:, 0]]
     optimiser, losses = torch.optim.Adam(things.parameters(), 3e-2), []
     for _ in range(40):
-        loss, told = things(features, spread(labels, side * side))
+        loss, told = things(features, labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.1 * losses[0] and told == 1
-    assert things(features.flip(0), spread(labels, side * side))[0] > 10 * losses[-1], "it is these places that it has learnt"
-    assert torch.isnan(things(features, spread(labels * 0, side * side))[1])
+    assert things(features.flip(0), labels)[0] > 10 * losses[-1], "it is these places that it has learnt"
+    assert torch.isnan(things(features, labels * 0)[1])
 
 
 def test_a_view_network_of_twice_the_channels_begins_with_what_the_old_one_says(tmp_path, scenes):
@@ -126,6 +141,7 @@ def test_looking_teaches_view_and_trunk_which_kind_each_place_is_of(tmp_path, sc
     gradients = {}
     for weight in (0.0, 0.3):
         monkeypatch.setattr(looking, "THINGS", weight)
+        monkeypatch.setattr(looking, "LOW_THINGS", weight)
         loss, measures = module.search(example)
         loss.backward()
         vision = model.vision.vision_model
@@ -145,7 +161,7 @@ def test_close_looks_teach_the_trunk_which_kind_their_patches_are_of(tmp_path, s
     cells = []
     monkeypatch.setattr(module, "cells", lambda wanted: cells.append(np.sort(np.argpartition(-wanted, 4)[:4])) or cells[-1])
     for weight, fresh in ((0.0, set()), (0.3, set()), (0.3, {"high_things"})):
-        monkeypatch.setattr(closely, "THINGS", weight)
+        monkeypatch.setattr(closely, "HIGH_THINGS", weight)
         module.fresh = fresh
         torch.manual_seed(0)
         loss, measures = module(example, np.random.default_rng(0))
@@ -158,10 +174,10 @@ def test_close_looks_teach_the_trunk_which_kind_their_patches_are_of(tmp_path, s
     assert torch.allclose(gradients[0.3, 1], gradients[0.0, 0], rtol=1e-4, atol=1e-7)
     features, labels = found[0]
     assert features.shape[1] == labels.shape[2] == 4 * 16, "each of the 1512 px patches"
-    shown = labels_of(example)[0]
+    shown = labels_of(example, 108)[0, 0].view(27, 4, 27, 4).transpose(1, 2).reshape(729, 16)
     looks = np.stack(cells[:len(features)])
     for look, own in zip(looks, labels):
-        assert sorted(own[0].tolist()) == sorted(np.repeat(shown[0, look].numpy(), 16).tolist())
+        assert sorted(own[0].tolist()) == sorted(shown[look].flatten().tolist())
 
 
 def test_what_a_fresh_head_sees_does_not_learn_from_it(tmp_path, scenes, monkeypatch):
@@ -170,6 +186,7 @@ def test_what_a_fresh_head_sees_does_not_learn_from_it(tmp_path, scenes, monkeyp
     gradients = {}
     for weight, fresh in ((0.0, set()), (0.3, {"things", "low_things"})):
         monkeypatch.setattr(looking, "THINGS", weight)
+        monkeypatch.setattr(looking, "LOW_THINGS", weight)
         module.fresh = fresh
         module.search(example)[0].backward()
         gradients[weight] = [model.vision.vision_model.get_parameter(name).grad.clone() for name in ("highres_selection_feature_module.out_proj.weight", "trunk.patch_embed.proj.weight")]

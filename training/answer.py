@@ -79,7 +79,7 @@ def work(options: argparse.Namespace, rank: int) -> None:
     reader = Reader(model.vision.vision_model)
     looking = Closely(model, reader, options.places, cutter=cutter) if answering else Looking(model, reader)
     looking.fresh = begin(looking, options.run, options.begin or BEFORE[options.stage])
-    speller = Speller(model, reader, through=answering)
+    speller = Speller(looking, through=answering)
     keep_still(looking, options.still, scoring)
     looking.to(options.device)
     optimiser = Optimiser(looking, muon_lr=0.01, adam_lr=1.2e-3)

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from ps3_sdk.probability import around, nearby
 
 from .examples import LOW_GRID, SCALES, Cutter, Example
-from .looking import THINGS, Looking, detached, padded, say, shares, taken
+from .looking import Looking, detached, padded, say, shares, taken
 from .nano import NOT_SEEN
 from .reading import GRID, IGNORED, PATCH_PX, slot_loss
-from .things import Things
+from .things import Things, labels_of
 
 LOOKS, QUESTIONS = 4, 8         # close looks at a scene, and questions of it, that are answered
 WIDE = 0.15     # share of the looks that take the most probable places wherever they are, so that texts beside each other are told apart, too
 ELSEWHERE = 0.2 # of the others that look at the second best place, where mostly nothing of what is asked is: that is to be said
 UNSEEN = 1      # questions about things that are not shown, per look, at most: they are answered by NOT_SEEN
 TOLD = 0.2      # share of the questions whose places are told, so that reading is learnt while looking is not yet certain
+ANSWER, SLOT, HIGH_THINGS = 3.0, 2.0, 0.1       # weights of what is answered, of what the patches show, and of the things they are of, beside looking
 
 
 class Look(NamedTuple):
@@ -49,7 +50,8 @@ class Closely(Looking):
         made = self.looks_at(examples[:closely], found, rng, learning=torch.is_grad_enabled())
         if torch.is_grad_enabled():
             told = torch.where(torch.rand(len(told), 1, device=told.device) < TOLD, found.truth.clamp(0.01, 0.99), told)
-        rows, place, losses["slot"], (losses["high_things"], found.measures["high_kind"]) = self.look(examples, found, made)
+        rows, place, more, found.measures["high_kind"] = self.look(examples, found, made)
+        losses.update(more)
         of_look, asked = [n for n, look in enumerate(made) for _ in look.asked], [i for look in made for i in look.asked]
         answers, right = [answer for look in made for answer in look.answers], torch.zeros(0, dtype=torch.bool)
         losses["answer"] = losses["where"] * 0
@@ -57,7 +59,7 @@ class Closely(Looking):
             of_look, which = (torch.tensor(each, device=self.device) for each in (of_look, asked))
             rows = self.model.projector.told(rows.index_select(0, of_look), told[which].gather(1, place[of_look]))
             losses["answer"], right = self.answer(rows, taken(found.kv, found.of[which]), [found.questions[i] for i in asked], answers)
-        return losses["answer"] + losses["slot"] + THINGS * losses["high_things"] + self.looked(losses), {**detached(losses), **found.measures, **shares(right.tolist(), answers)}
+        return ANSWER * losses["answer"] + SLOT * (losses["slot"] + losses["rows"]) + HIGH_THINGS * losses["high_things"] + self.looked(losses), {**detached(losses), **found.measures, **shares(right.tolist(), answers)}
 
     def looks_at(self, examples: Sequence[Example], found, rng: np.random.Generator, learning: bool) -> list[Look]:
         """Where to look closely, for the first LOOKS questions of each scene, and what is asked there, of its first QUESTIONS."""
@@ -120,9 +122,9 @@ class Closely(Looking):
         targets = padded([none + ids for none, ids in zip(before, said)], IGNORED, self.device)
         return say(self.model.llm, torch.cat([rows, self.model.llm.embed(spoken)], dim=1), targets, kv)
 
-    def look(self, examples: Sequence[Example], found, looks: Sequence[Look]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def look(self, examples: Sequence[Example], found, looks: Sequence[Look]) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
         """All patches of each look's places, seen together -> rows of the language model (looks, k, width), scale by scale, each row's place (looks, k) int64,
-        the loss of what the halves of the 3780 px patches show, and the loss and share of what things the 1512 px ones are of."""
+        losses of what the halves of the 3780 px patches and their rows show and of what things the 1512 px ones are of, and the share of these that is told."""
         cells, to_device = np.stack([look.cells for look in looks]), lambda array: torch.from_numpy(array).to(self.device)
         ids = [parts_of(cells, px // PATCH_PX) for px in SCALES]
         patches = [torch.cat(self.cutter.patches(examples[look.scene].frame, [(px, PATCH_PX, each[n]) for px, each in zip(SCALES, ids)])) for n, look in enumerate(looks)]
@@ -140,9 +142,12 @@ class Closely(Looking):
             place.append(to_device(places_of(blocks, grid // 2)))
         labels = np.stack([examples[look.scene].slots.reshape(2, GRID * GRID, 2)[:, own] for look, own in zip(looks, ids[-1])]).astype(np.int64)
         *_, middle, fine = high.split([each.shape[1] for each in ids], dim=1)
-        things = found.things[of].gather(2, to_device(places_of(ids[-2], SCALES[-2] // PATCH_PX))[:, None].expand(-1, 2, -1))
-        return (torch.cat(rows, dim=1), torch.cat(place, dim=1), slot_loss(self.reader.slots(fine), to_device(labels).permute(0, 2, 3, 1)),
-                self.high_things(self.shown("high_things", middle), things))
+        labels = to_device(labels).permute(0, 2, 3, 1)
+        of_rows = labels[..., 0].gather(1, where.flatten(1)[..., None].expand(-1, -1, 2)).unflatten(1, where.shape[1:]).flatten(2)     # where: the finest scale's
+        things = labels_of(examples, SCALES[-2] // PATCH_PX, self.device)[of].gather(2, to_device(ids[-2])[:, None].expand(-1, 2, -1))
+        losses = {"slot": slot_loss(self.reader.slots(fine), labels), "rows": self.rows(self.shown("rows", rows[-1]), of_rows)}
+        losses["high_things"], told = self.high_things(self.shown("high_things", middle), things)
+        return torch.cat(rows, dim=1), torch.cat(place, dim=1), losses, told
 
 
 def parts_of(cells: np.ndarray, grid: int) -> np.ndarray:

@@ -1,8 +1,10 @@
 """How sure is an answer? python -m ps3_sdk.training.confidence CHECKPOINT writes CHECKPOINT/confidence.json, which exports take along.
 
-Held-out scenes of split val are asked as the SDK asks. Of each answer that gives a value, two probabilities are known: the language model's of its
-text, and score's of the place that was looked at. A logistic regression on both tells how probably it is right; a third of the scenes, not
-fitted on, tell how well. Source: J. Platt, "Probabilistic outputs for support vector machines", 1999.
+Held-out scenes of split val are asked as the SDK asks. First: from which probability on is it to be said that something is not visible? Two fifths of
+what is answered in training are, fewer questions in use. Of some thresholds those are near the best with which nearly as many questions are answered right, those whose
+answer that is among them; the highest of these is taken, since a value that is told with little confidence is of more use than none. Then, of each answer that gives a value, two probabilities are known: the language model's of its text, and score's of the place that
+was looked at. A logistic regression on both tells how probably it is right. A third of the scenes, not fitted on, tell how well both do.
+Source: J. Platt, "Probabilistic outputs for support vector machines", 1999.
 """
 from __future__ import annotations
 
@@ -12,28 +14,57 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple, Sequence
 
 import numpy as np
+import torch
 
-from ps3_sdk.export.reference.vila.config import CONFIDENCE, CONFIDENCE_KEYS
+from ps3_sdk.export.reference.vila.config import CONFIDENCE, CONFIDENCE_KEYS, UNSEEN
 from ps3_sdk.export.reference.vila.model import VilaHd
 from ps3_sdk.probability import calibrated
 
-from .nano import NOT_SEEN
-
 MOST_TOKENS, FEWEST_ANSWERS = 32, 50
 BINS = (0, 0.2, 0.4, 0.6, 0.8, 1.0001)
+THRESHOLDS = (0.0, *np.linspace(0.5, 0.95, 10).round(2).tolist())
+NEARLY = 0.0025         # of the questions
 
 
-def asked(model: VilaHd, scene) -> list[tuple[float, float, bool]]:
-    """Of a scene's questions that are answered by a value: probability of the text, of the place, and whether it is right."""
+class Asked(NamedTuple):
+    """A question. unseen: probability of NOT_SEEN, 0 where another answer is more probable | text, place: probabilities of the best other answer and of the place that was looked at |
+    right: whether that answer is | there: whether the question has one."""
+    unseen: float
+    text: float
+    place: float
+    right: bool
+    there: bool
+
+
+@torch.no_grad()
+def asked(model: VilaHd, scene) -> list[Asked]:
     options, seen, known, kept = replace(model.config.looks, rule="blocks"), model.look(scene.frame), None, []      # as the SDK selects
     for question in scene.questions:
-        said = model.generate([seen, question.prompt], options, max_new_tokens=MOST_TOKENS, known=known)
-        known = said.known
-        if said.text != NOT_SEEN:
-            kept.append((math.exp(said.logprob), float(said.picked[0].probs[0].max()), question.item is not None and said.text == question.answer))
+        said = model.generate([seen, question.prompt], options, max_new_tokens=MOST_TOKENS, known=known, unseen=2.0)
+        known, there = said.known, question.item is not None
+        first = model.llm.logits(known.hidden).softmax(dim=0)
+        unseen = float(first[model.unseen_id]) if int(first.argmax()) == model.unseen_id else 0.0
+        kept.append(Asked(unseen, math.exp(said.logprob), float(said.picked[0].probs[0].max()), there and said.text == question.answer, there))
     return kept
+
+
+def answered(questions: Sequence[Asked], unseen: float) -> np.ndarray:
+    """Of the questions that are answered by a value: (n, 3) probability of the text, of the place, 1 where it is right."""
+    return np.array([each[1:4] for each in questions if each.unseen < unseen or not each.unseen], float).reshape(-1, 3)
+
+
+def good(questions: Sequence[Asked], unseen: float) -> int:
+    """How many are answered right, by a text or by NOT_SEEN."""
+    return sum(each.right if each.unseen < unseen or not each.unseen else not each.there for each in questions)
+
+
+def threshold_of(questions: Sequence[Asked]) -> float:
+    """The highest of THRESHOLDS with which nearly as many are answered right as with the best."""
+    found = {threshold: good(questions, threshold) for threshold in THRESHOLDS}
+    return max(threshold for threshold, count in found.items() if count >= max(found.values()) - NEARLY * len(questions))
 
 
 def fitted(answers: np.ndarray) -> dict[str, float]:
@@ -66,13 +97,19 @@ def main() -> None:
         groups.append(asked(model, scenes[i]))
         print(f"\r{i + 1}/{options.scenes} scenes", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    fit, kept = (np.array([answer for i, group in enumerate(groups) for answer in group if (i % 3 == 2) == held_out], float).reshape(-1, 3) for held_out in (False, True))
+    own, others = ([each for i, group in enumerate(groups) for each in group if (i % 3 == 2) == held_out] for held_out in (False, True))
+    unseen = threshold_of(own)
+    fit, kept = answered(own, unseen), answered(others, unseen)
     if len(fit) < FEWEST_ANSWERS or len(set(fit[:, 2])) < 2:
         path.unlink(missing_ok=True)
         print(f"{len(fit)} answers, {int(fit[:, 2].sum())} of them right, tell nothing of confidence: at least {FEWEST_ANSWERS} are needed, right and wrong ones. No {CONFIDENCE} is written; "
               "train longer, or pass more --scenes.")
         return
-    weights = fitted(fit)
+    weights = fitted(fit) | ({UNSEEN: unseen} if unseen else {})
+    for threshold in dict.fromkeys((0.0, unseen)):
+        there, told = [each for each in others if each.there], answered([each for each in others if not each.there], threshold)
+        print(f"not visible from {threshold:.2f} on, {len(others)} other questions: {100 * answered(there, threshold)[:, 2].sum() / max(len(there), 1):.1f} % of those with an answer right, "
+              f"values for {len(told)} of {len(others) - len(there)} without")
     path.with_suffix(".new").write_text(json.dumps(weights) + "\n", "utf-8")
     path.with_suffix(".new").replace(path)
     print(f"{path}: {weights}, of {len(fit)} answers; of {len(kept)} others:", *told(kept, weights), sep="\n")

@@ -24,7 +24,7 @@ class Example:
     """low: (729, 588) and view: (2916, 2352) f32 normalised, where training runs | asked: per question prompt and answer | where: (q, 729) bool, the places its
     text lies in, none where there is nothing to see | signs: (729,) bool, places of every item's text | slots: (2, 270, 540) uint8, characters and orders of the
     whole frame | frame: for more patches of it | captions: per thing words for it and a name that things like it share | boxes: (things, 729) bool, the places
-    that its box covers."""
+    that its box covers | extents: (things, 4) f32, x0 y0 x1 y1 of these boxes as shares of the frame."""
     low: Tensor
     view: Tensor
     asked: list[tuple[str, str]]
@@ -34,6 +34,7 @@ class Example:
     frame: object
     captions: list[tuple[str, str]] = field(default_factory=list)
     boxes: Tensor = field(default_factory=lambda: torch.zeros(0, LOW_GRID ** 2, dtype=torch.bool))
+    extents: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
 
 
 class Cutter:
@@ -115,13 +116,19 @@ def boxes_of(items, size: tuple[int, int]) -> np.ndarray:
     return np.array([places(item.box_px, size) for item in items], bool).reshape(-1, LOW_GRID ** 2)
 
 
+def extents_of(items, size: tuple[int, int]) -> np.ndarray:
+    """(items, 4) f32: each whole thing's x0 y0 x1 y1 as shares of the frame."""
+    h, w = size
+    return (np.array([item.box_px for item in items], np.float32).reshape(-1, 4) / np.array([w, h, w, h], np.float32)).astype(np.float32)
+
+
 def make_example(scene, rng: np.random.Generator, questions: int | None = None, cutter: Cutter = Cutter(), captions: Sequence[tuple[str, str]] = ()) -> Example:
     """scene: anything with frame, items, questions, such as a Scene. questions: how many of them at most. captions: of all its items, or none."""
     size, frame = scene.frame.shape[:2], cutter.frame(scene.frame)
     chosen = [scene.questions[i] for i in rng.permutation(len(scene.questions))][:questions]
     asked, where = asked_of(chosen, scene.items, size)
     return Example(*cutter.patches(frame, INPUTS), asked, torch.from_numpy(where), torch.from_numpy(signs_of(scene.items, size)), scene_labels(scene.items, size), frame,
-                   list(captions), torch.from_numpy(boxes_of(scene.items if captions else [], size)))
+                   list(captions), *(torch.from_numpy(of(scene.items if captions else [], size)) for of in (boxes_of, extents_of)))
 
 
 def scene_labels(items, size: tuple[int, int]) -> np.ndarray:

@@ -8,16 +8,16 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 import torch
 
-from .examples import INPUTS, Cutter, Example, asked_of, boxes_of, scene_labels, signs_of
+from .examples import INPUTS, Cutter, Example, asked_of, boxes_of, extents_of, scene_labels, signs_of
 
 NOTHING = 0.03          # share of frames in which there is nothing to see
 MOST_QUESTIONS = 32     # per use of a scene
-FURTHEST = 0.3          # share of the questions that name the leftmost, rightmost, highest or lowest of a kind where they can: the hardest to look for
+FURTHEST = 0.6          # share of the questions that name the leftmost, rightmost, highest or lowest of a kind where they can: the hardest to look for
 
 
 @dataclass
 class Slot:
-    """A scene that training holds. frame: as a Cutter gives it | signs, slots, captions, boxes: see Example | rounds: per use prompts with answers, and where | left: uses |
+    """A scene that training holds. frame: as a Cutter gives it | signs, slots, captions, boxes, extents: see Example | rounds: per use prompts with answers, and where | left: uses |
     number: of the memory it lies in, shared or the GPU's."""
     frame: object
     signs: np.ndarray
@@ -27,6 +27,7 @@ class Slot:
     number: int
     captions: list
     boxes: np.ndarray
+    extents: np.ndarray
 
 
 class Ring:
@@ -67,7 +68,7 @@ class Ring:
             slot.left -= 1
             asked, where = slot.rounds[slot.left % len(slot.rounds)]
             examples.append(Example(*self.cutter.patches(slot.frame, INPUTS), asked[:questions], torch.from_numpy(where[:questions]), torch.from_numpy(slot.signs), slot.slots, slot.frame,
-                                    slot.captions, torch.from_numpy(slot.boxes)))
+                                    slot.captions, torch.from_numpy(slot.boxes), torch.from_numpy(slot.extents)))
         return examples
 
     def _take(self) -> None:
@@ -79,9 +80,9 @@ class Ring:
             else:
                 self._empty.append(slot.number)
         while not self._slots or len(self._slots) < self.size and not self._ready.empty():
-            i, signs, slots, rounds, captions, boxes = self._ready.get(timeout=600)
+            i, signs, slots, rounds, captions, boxes, extents = self._ready.get(timeout=600)
             number = i if self.cutter.cuda is None else self._empty.pop()
-            self._slots.append(Slot(self.cutter.frame(self._arrays[i], self._copies[number]), signs, slots, rounds, self.uses, number, captions, boxes))
+            self._slots.append(Slot(self.cutter.frame(self._arrays[i], self._copies[number]), signs, slots, rounds, self.uses, number, captions, boxes, extents))
             if self.cutter.cuda is not None:
                 self._free.put(i)
 
@@ -134,5 +135,5 @@ def _work(names, free, ready, split, seed, first, stride, frame_px, uses, drawn)
             rounds = [[replace(question, answer="", item=None, box_px=None) for question in questions] for questions in rounds]
         np.ndarray((*frame_px, 3), np.uint8, memory[i].buf)[:] = scene.frame
         ready.put((i, signs_of(items, frame_px), scene_labels(items, frame_px), [asked_of(questions, items, frame_px) for questions in rounds],
-                   scenes.captions(rng, scene.domain, items), boxes_of(items, frame_px)))
+                   scenes.captions(rng, scene.domain, items), boxes_of(items, frame_px), extents_of(items, frame_px)))
         index += stride

@@ -19,24 +19,25 @@ from .examples import LOW_GRID, Example
 from .nano import NOT_SEEN
 from .places import aim
 from .prefix import behind, together
-from .reading import IGNORED, Reader
-from .things import Things, labels_of, spread
+from .reading import IGNORED, Reader, Rows
+from .things import Things, labels_of
 
 CONTRAST = 1.0  # weight of the contrast between places beside the probabilities' own loss
 RIVALS = 1.0    # of the contrast between the texts of a frame: which of them is asked for, when all are found
 SURE = 0.5      # of how sure probabilities are there; what is told to the language model is to be believed
-AIM = 8.0       # of where a prompt says that its places are
-CAPTIONS = 0.3  # of things told by their captions
-THINGS = 0.3    # of the kind and colour of the thing that each place is of, of the view and of the low-res pass each
+AIM = 2.0       # of where a prompt says that its places are; with 8 it was the largest part of what the trunk learnt from, twelve times what answers were
+CAPTIONS = 0.1  # of things told by their captions
+THINGS = 0.3    # of the kind and colour of the thing that each place is of, in the view
+LOW_THINGS = 0.15       # in the low-res pass
+EASY = 0.25     # weight of a question whose places are found for certain; of one that finds none it is 1 more
 
 
 class Found(NamedTuple):
-    """Of some scenes. seen: trunk output of their low-res tokens | things: as labels_of() gives them | kv: of their rows in the language model | questions: ids of each of all questions |
+    """Of some scenes. seen: trunk output of their low-res tokens | kv: of their rows in the language model | questions: ids of each of all questions |
     of: (q,) int64, which scene each is of | prompts: (q, width) | prob: (q, places) | truth: (q, places), the places that are right."""
     losses: dict[str, Tensor]
     measures: dict[str, Tensor]
     seen: TrunkOutput
-    things: Tensor
     kv: list
     questions: list[list[int]]
     of: Tensor
@@ -54,13 +55,14 @@ class Looking(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(2.5))      # of the contrast between places
         self.captions = Captions(model.config.vision.trunk.width, model.config.llm.width)
         self.things, self.low_things = Things(model.config.vision.view_width), Things(model.config.vision.trunk.width)
+        self.rows = Rows(model.config.llm.width)
         self.fresh: set[str] = set()        # heads that know nothing yet: what they look at does not learn from them
         self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
 
     @property
     def heads(self) -> dict[str, nn.Module]:
         """What only training knows, for save_heads() and load_heads()."""
-        return {"reading": self.reader.own, "captions": self.captions, "things": self.things, "low_things": self.low_things}
+        return {"reading": self.reader.own, "captions": self.captions, "things": self.things, "low_things": self.low_things, "rows": self.rows}
 
     def positions(self, index: int, ids: Tensor) -> Tensor:
         """Position rows (.., width) of patches of a scale."""
@@ -81,7 +83,8 @@ class Looking(nn.Module):
         return self.looked(losses), {**detached(losses), **measures}
 
     def looked(self, losses: dict[str, Tensor]) -> Tensor:
-        return losses["where"] + RIVALS * losses["rivals"] + SURE * losses["sure"] + AIM * losses["aim"] + 0.3 * losses["prior"] + CAPTIONS * losses["captions"] + THINGS * (losses["things"] + losses["low_things"])
+        return (losses["where"] + RIVALS * losses["rivals"] + SURE * losses["sure"] + AIM * losses["aim"] + 0.3 * losses["prior"] + CAPTIONS * losses["captions"]
+                + THINGS * losses["things"] + LOW_THINGS * losses["low_things"])
 
     def find(self, examples: Sequence[Example]) -> Found:
         """Where is what is asked, and where is anything to read?"""
@@ -103,10 +106,9 @@ class Looking(nn.Module):
         losses["rivals"], losses["sure"] = self.among(prob, truth, signs[of])
         losses["prior"], _ = self.where(self.prob(score, vision.prior_prompt.expand(count, -1), torch.arange(count, device=self.device)), signs.float())
         losses["captions"], measures["told"] = self.tell(seen.hidden[-1], examples)
-        labels = labels_of(examples, self.device)
-        losses["things"], measures["kind"] = self.things(self.shown("things", score[1]), spread(labels, score[1].shape[1]))
-        losses["low_things"], measures["low_kind"] = self.low_things(self.shown("low_things", seen.hidden[-1]), labels)
-        return Found(losses, measures, seen, labels, kv, questions, of, prompts, prob, truth)
+        losses["things"], measures["kind"] = self.things(self.shown("things", score[1]), labels_of(examples, round(score[1].shape[1] ** 0.5), self.device))
+        losses["low_things"], measures["low_kind"] = self.low_things(self.shown("low_things", seen.hidden[-1]), labels_of(examples, LOW_GRID, self.device))
+        return Found(losses, measures, seen, kv, questions, of, prompts, prob, truth)
 
     def tell(self, features: Tensor, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Loss of the captions of things, and the share of them that are told from others; 0 and NaN where there is none."""
@@ -147,7 +149,7 @@ class Looking(nn.Module):
         """Loss and recall of places, both (q, 729); a row of truth that is all zeros has nothing to find."""
         logit = torch.logit(prob)           # 5 z, z in -1..1
         there, share = shares_of(truth)
-        contrast = -(share * F.log_softmax(logit / 5 * self.log_temperature.exp(), dim=1)).sum() / there.sum().clamp(min=1)
+        contrast = missed(-(share * F.log_softmax(logit / 5 * self.log_temperature.exp(), dim=1)).sum(dim=1), there)
         loss = F.binary_cross_entropy_with_logits(logit, truth, pos_weight=torch.tensor(10.0, device=logit.device)) + CONTRAST * contrast
         with torch.no_grad():
             best = logit.topk(6, dim=1).indices
@@ -159,13 +161,18 @@ class Looking(nn.Module):
         logit, (there, share) = torch.logit(prob), shares_of(truth)
         sure = (F.binary_cross_entropy_with_logits(logit, truth, reduction="none") * signs).sum() / signs.sum().clamp(min=1)
         chosen = F.log_softmax((2 * logit).masked_fill(~signs, -1e4), dim=1)
-        return -(share * chosen).sum() / there.sum().clamp(min=1), sure
+        return missed(-(share * chosen).sum(dim=1), there), sure
 
 
 def shares_of(truth: Tensor) -> tuple[Tensor, Tensor]:
     """Of (q, places): which rows have a place, and each row divided by how many it has."""
     count = truth.sum(dim=1, keepdim=True)
     return count[:, 0] > 0, truth / count.clamp(min=1)
+
+
+def missed(loss: Tensor, there: Tensor) -> Tensor:
+    """Mean of (q,) losses -log p over those that are there, in which those that are solved count less. Source: Lin et al., "Focal loss", arXiv 1708.02002."""
+    return (loss * (EASY + 1 - torch.exp(-loss.detach()))).sum() / there.sum().clamp(min=1)
 
 
 def taken(kv, of: Tensor):

@@ -30,12 +30,12 @@ NOT_SEEN = "not visible"
 class Sizes:
     """What may differ between a quick and a long training. mlp widths: 4 times the vision width, mlp of the language model as given."""
     vision_width: int = 128
-    vision_depth: int = 6
+    vision_depth: int = 8
     vision_heads: int = 4
     view_hidden: int = 128
     view_width: int = 96
     language_width: int = 192
-    language_depth: int = 4
+    language_depth: int = 5
     language_heads: int = 6
     language_mlp: int = 512
     num_token: int = 482          # four low-res places at every scale, 4 * (4 + 16 + 100), and 2 that rounding takes

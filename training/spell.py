@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .looking import padded, say, template_ids
+from .looking import Looking, padded, say, template_ids
 from .reading import BASE_PX, GRID, IGNORED, PATCH_PX, THIN, DensePool, Reader, normalised, slot_accuracy, slot_loss, window_labels
 
 ASKED = ("what does it say?", "what is written on it?", "read the text", "what is the number?", "which word is it?")
 ALONE, MOST_OTHERS = 0.3, 20     # share of the words whose blocks are shown alone; others beside at most
 WINDOW = (6, 18)                # patches
 PLAIN = 0.5             # share of the words without any of reading.THIN that windows are taken around
-TALL, TALLEST_PX = 1.5, 49      # of 3780 px. A frame holds far fewer tall words than small ones; power of the height that makes up for some of it
+TALL, TALLEST_PX = 1.0, 49      # of 3780 px. A frame holds far fewer tall words than small ones; power of the height that makes up for some of it
 
 
 def words_batch(pool: DensePool, rng: np.random.Generator, count: int, words: int, tall: float = 0.0, plain: float = 1.0):
@@ -101,12 +101,13 @@ def among_others(words, rng: np.random.Generator) -> list[tuple[int, np.ndarray,
 
 
 class Speller(nn.Module):
-    """forward(batch), words as among_others gives them -> slot loss, answer loss, logits of slots, which words are right whole. through: the trunk learns from what is spelt, too, and
+    """forward(batch), words as among_others gives them -> slot loss, loss of answers and of the rows they are read from, logits of slots, which words are right whole. through: the trunk learns from what is spelt, too, and
     not from the slots alone; what a language model that cannot spell yet asks of it undoes its reading."""
 
-    def __init__(self, model, reader: Reader, through: bool = False):
+    def __init__(self, looking: Looking, through: bool = False):
         super().__init__()
-        self.model, self.reader, self.through = model, reader, through
+        model = looking.model
+        self.looking, self.model, self.reader, self.through = looking, model, looking.reader, through
         self.head_ids, self.tail_ids, self.end_ids = template_ids(model.chat)
         self.asked = [model.chat._encode("\n" + text) for text in ASKED]
 
@@ -122,6 +123,8 @@ class Speller(nn.Module):
         sizes, spoken, wanted, first = [len(place) for place in places], [], [], len(self.head_ids)
         window, place = (torch.from_numpy(array).to(device) for array in (np.repeat(windows, sizes), np.concatenate(places)))
         parts = model.projector(tiles[window, place], 3, blocks[window, place], GRID // 2)
+        shown = labels[..., 0].view(len(high), down // 2, 2, across // 2, 2, 2).transpose(2, 3).reshape(len(high), -1, 8)[window, place]
+        rows_loss = self.looking.rows(self.looking.shown("rows", parts), shown)
         parts = model.projector.told(parts, torch.from_numpy(np.concatenate(told)).to(device))
         for size, number, ids_of_text in zip(sizes, asked, model.chat.encode_many(texts)):
             answer, question = ids_of_text + self.end_ids, self.asked[number] + self.tail_ids
@@ -131,12 +134,13 @@ class Speller(nn.Module):
         at = torch.from_numpy(np.concatenate([first + np.arange(size) for size in sizes])).to(device)
         rows = llm.embed(padded(spoken, 0, device)).index_put((word, at), parts.float())
         answer, right = say(llm, rows, padded(wanted, IGNORED, device))
-        return slot_loss(slots, labels), answer, slots.detach(), right
+        return slot_loss(slots, labels), answer + rows_loss, slots.detach(), right
 
     @torch.no_grad()
     def check(self, patches: Tensor, ids: Tensor, labels: Tensor, words, batch: int = 32) -> dict[str, float]:
         """Share of the slots and of the words that are right; arguments as words_batch gives them."""
         rng, right, slots, device, patches = np.random.default_rng(0), [], [], self.reader.head.weight.device, normalised(patches)
+        self.reader.smooth = None       # of the weights that it had before
         for start in range(0, len(patches), batch):
             part, mine = slice(start, start + batch), [(n - start, place, text) for n, place, text in words if start <= n < start + batch]
             _, _, logits, good = self(*(t[part].to(device) for t in (patches, ids, labels)), among_others(mine, rng))

@@ -36,17 +36,13 @@ class Things(nn.Module):
         return loss, told.float().mean()
 
 
-def labels_of(examples: Sequence[Example], device: torch.device | str = "cpu") -> Tensor:
-    """(scenes, 2, 729) int64: kind and colour of the thing at each low-res place, counted from 1; 0 where there is none."""
-    labels = torch.zeros(len(examples), 2, LOW_GRID ** 2, dtype=torch.int64)
+def labels_of(examples: Sequence[Example], grid: int, device: torch.device | str = "cpu") -> Tensor:
+    """(scenes, 2, grid^2) int64: kind and colour of the thing at each place, counted from 1; 0 where there is none. Of low-res places a thing has all that
+    it covers some of, of a finer grid those whose middle it covers: of all that lie in such low-res places half show nothing of it."""
+    labels, middle = torch.zeros(len(examples), 2, grid, grid, dtype=torch.int64), (torch.arange(grid) + 0.5) / grid
     for own, example in zip(labels, examples):
-        for (_, name), box in zip(example.captions, example.boxes):
+        for (_, name), box, (x0, y0, x1, y1) in zip(example.captions, example.boxes, example.extents.tolist()):
             colour, kind = name.split(" ", 1)
-            own[0, box], own[1, box] = NAMES[0].index(kind) + 1, NAMES[1].index(colour) + 1
-    return labels.to(device)
-
-
-def spread(labels: Tensor, places: int) -> Tensor:
-    """Labels (.., 729) of low-res places for the `places` of a grid whose side is a multiple of theirs: (.., places)."""
-    times = round(places ** 0.5) // LOW_GRID
-    return labels.unflatten(-1, (LOW_GRID, LOW_GRID)).repeat_interleave(times, dim=-2).repeat_interleave(times, dim=-1).flatten(-2)
+            covered = box.view(grid, grid) if grid == LOW_GRID else ((middle >= y0) & (middle < y1))[:, None] & (middle >= x0) & (middle < x1)
+            own[0, covered], own[1, covered] = NAMES[0].index(kind) + 1, NAMES[1].index(colour) + 1
+    return labels.flatten(2).to(device)

@@ -24,7 +24,7 @@ from .frames import Ring
 from .optimiser import Optimiser, schedule
 from .scenes import Scenes
 from .state import Run, copy_heads, load_heads, means, save_heads
-from .things import Things, labels_of, spread
+from .things import Things, labels_of
 
 TAUGHT = 4.0        # weight of saying what the old network said
 NEW, OTHER = 0.25, 0.25      # of a filter's size, what is new in it; of what a channel gives, to those that its twin gives to mostly
@@ -47,7 +47,7 @@ class Telling(nn.Module):
         with torch.no_grad():
             wanted = self._old[0](views)
         off = 1 - F.cosine_similarity(features.float(), wanted.float(), dim=2).mean()
-        loss, kind = self.things(features, spread(labels_of(examples), features.shape[1]))
+        loss, kind = self.things(features, labels_of(examples, round(features.shape[1] ** 0.5)))
         return TAUGHT * off + loss, {"off": off.detach(), "things": loss.detach(), "kind": kind}
 
 

@@ -1,7 +1,7 @@
 """Words and values: what is written on things.
 
 A word is 3 to 8 letters A-Z out of the machine's word list; it belongs to one split. Values are made from a generator. Codes hold
-no O and no I, which no one can tell from 0 and 1.
+no O and no I, which no one can tell from 0 and 1, and no 0 where no other digit says that it is a code and no word.
 """
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _code(rng):
     text = list("".join(_letters(rng, 1) if rng.random() < 0.5 else _digits(rng, 1, 1) for _ in range(n)))
     if n >= 5 and rng.random() < 0.4:
         text[int(rng.integers(1, n - 1))] = "-/."[rng.integers(3)]
-    return "".join(text)
+    return "".join(text) if set(text) & set("123456789") else "".join(text).replace("0", "4")
 
 
 def _time(rng):

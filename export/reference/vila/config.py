@@ -22,7 +22,7 @@ MODES = ("after_prompt", "after_image")
 RULES = ("patches", "blocks")
 LANGUAGE_MODELS = ("qwen2", "llama", "mistral")
 _PARTS = {"llm_cfg": "llm", "vision_tower_cfg": "vision_tower", "mm_projector_cfg": "mm_projector"}
-CONFIDENCE, CONFIDENCE_KEYS = "confidence.json", ("bias", "text", "place")
+CONFIDENCE, CONFIDENCE_KEYS, UNSEEN = "confidence.json", ("bias", "text", "place"), "unseen"
 _NO_LIMIT = 10 ** 9     # tokenizers without a limit store a number like 1e30
 
 
@@ -98,7 +98,7 @@ class VilaConfig:
     checkpoint has none (look_close_mode after_image) | token_layer: the vision block whose output is seen, -1 or -2 |
     dynamic_sizes: the frame's original size may leave out the finest scale | prob_embedding, not_seen: our own extensions, rows told how probable their
     place is, and the answer by which the model says that it cannot see what was asked | confidence: ours, too, of confidence.json: bias, text and place, see
-    ps3_sdk.probability.calibrated | chat_template: qwen2, mistral, or None for the
+    ps3_sdk.probability.calibrated, and maybe unseen, the probability from which on alone not_seen is said | chat_template: qwen2, mistral, or None for the
     tokenizer's own | max_rows: prompt and answer together, in rows of the language model | mean, std: of the pixels."""
     folders: dict[str, Path]
     llm: LlmConfig
@@ -171,10 +171,11 @@ def _confidence(folder: Path) -> dict[str, float] | None:
     if not (folder / CONFIDENCE).exists():
         return None
     f = Fields.read(folder / CONFIDENCE)
-    f.only(*CONFIDENCE_KEYS)
+    f.only(*CONFIDENCE_KEYS, UNSEEN)
     if missing := [key for key in CONFIDENCE_KEYS if key not in f]:
         raise f.refuse(missing[0], "a number is needed", "Make the file anew: python -m ps3_sdk.training.confidence.")
-    return {key: f.number(key, None, above=-1000, below=1000) for key in CONFIDENCE_KEYS}
+    unseen = {UNSEEN: f.number(UNSEEN, None, above=0, below=1)} if UNSEEN in f else {}
+    return {key: f.number(key, None, above=-1000, below=1000) for key in CONFIDENCE_KEYS} | unseen
 
 
 def _needed(f: Fields, key: str) -> int:

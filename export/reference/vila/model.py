@@ -25,7 +25,7 @@ from ..scoring import around, spread
 from ..selection import Look, pick_looks, plan_looks
 from .blocks import complete_blocks, select_blocks
 from .chat import Chat
-from .config import LookOptions, VilaConfig
+from .config import UNSEEN, LookOptions, VilaConfig
 from .llm import Decoder
 from .outputs import Asked, Generated, High, Picked, Seen
 from .pixels import squash
@@ -170,25 +170,34 @@ class VilaHd(nn.Module):
         return assemble(self.llm, ids, self.chat.image_id, self.chat.newline_ids, [[(s, s.rows), (h, h.rows)] for s, h in zip(seen, high)])
 
     @torch.no_grad()
-    def decode(self, known: Prefilled) -> Iterator[tuple[int, Tensor]]:
-        """New ids, the most probable one each time (ties: the lower id), with their logits (vocabulary,); without end."""
-        hidden, kv = known.hidden, known.kv
+    def decode(self, known: Prefilled, unseen: float = 0.0) -> Iterator[tuple[int, Tensor]]:
+        """New ids, the most probable one each time (ties: the lower id), with their logits (vocabulary,); without end. unseen: see generate()."""
+        hidden, kv, seldom = known.hidden, known.kv, self.unseen_id if unseen else None
         while True:
             logits = self.llm.logits(hidden)
             new = int(logits.argmax())
+            if new == seldom and float(logits.softmax(dim=0)[new]) < unseen:
+                new = int(logits.index_fill(0, logits.argmax(), -torch.inf).argmax())
+            seldom = None       # it is how an answer begins
             yield new, logits
             out, kv = self.llm(self.llm.embed(torch.tensor([new], device=hidden.device))[None], kv)
             hidden = out[0, -1]
 
+    @property
+    def unseen_id(self) -> int | None:
+        """The token that the answer not_seen begins with, None where there is no such answer."""
+        return self.chat._encode(self.config.not_seen)[0] if self.config.not_seen else None
+
     @torch.no_grad()
     def generate(self, parts: Sequence[object], options: LookOptions | None = None, *, max_new_tokens: int | None = None,
-                 known: Prefilled | None = None) -> Generated:
+                 known: Prefilled | None = None, unseen: float | None = None) -> Generated:
         """Answer one user turn greedily.
 
         Args:
             parts: texts and frames in order; a frame is a Seen, or whatever look() takes. No frame at all is fine.
             options: default config.looks. max_new_tokens: default as many as the context holds.
             known: of an earlier answer.
+            unseen: the answer not_seen is said from this probability on alone, else what is most probable besides; default the checkpoint's own, 0 where it has none.
         Raises InputError: a prompt without room for an answer in the model's context.
         """
         options = options or self.config.looks
@@ -206,7 +215,7 @@ class VilaHd(nn.Module):
             raise InputError(f"[decode] the prompt has {len(rows.names)} rows; the model's context holds {limit} and an answer needs room. "
                              "Look less closely, pass fewer frames or shorten the text.")
         read = prefill(self.llm, rows, asked.known or known)
-        new, stopped, logprob, tokens = [], False, 0.0, self.decode(read)
+        new, stopped, logprob, tokens = [], False, 0.0, self.decode(read, (self.config.confidence or {}).get(UNSEEN, 0.0) if unseen is None else unseen)
         for token, logits in (next(tokens) for _ in range(room if max_new_tokens is None else min(room, max_new_tokens))):
             logprob += float(logits.log_softmax(dim=0)[token])
             if token in self.chat.stop_ids:
