@@ -90,17 +90,10 @@ def test_greedy_ids_are_those_of_computing_everything_anew(decoder, asked, truth
 
 
 def test_an_answer_begins_with_a_seldom_id_from_its_probability_on(decoder, asked, truth):
-    prob = np.exp(asked.logits - asked.logits.max())
-    prob /= prob.sum()
-    first, second = (int(i) for i in np.argsort(-prob)[:2])
-    assert first == truth[0]
-    for least, wanted in ((0.0, first), (float(prob[first]) * 0.99, first), (float(prob[first]) * 1.01, second), (2.0, second)):
-        ids, generation = answer(decoder, asked, seldom=(first, max(least, 1e-30)), max_tokens=1)
-        assert ids == [wanted] and generation.logprob == pytest.approx(np.log(prob[wanted]), abs=1e-4), "told by the model's own probability"
-    assert answer(decoder, asked, seldom=(second, 2.0))[0] == truth, "only where it would have been said"
-    later = next(n for n in range(1, len(truth)) if truth[n] != truth[0])
-    assert answer(decoder, asked, seldom=(truth[later], 2.0))[0] == truth, "only at the beginning"
-    assert len(answer(decoder, asked, seldom=(first, 2.0), sampling=Sampling(seed=1), max_tokens=3)[0]) == 3
+    prob = np.exp(asked.logits - asked.logits.max()) / np.exp(asked.logits - asked.logits.max()).sum()
+    second = int(np.argsort(-prob)[1])
+    for seldom, wanted in (((truth[0], 0.99 * prob[truth[0]]), truth[0]), ((truth[0], 1.01 * prob[truth[0]]), second), ((second, 2.0), truth[0])):
+        assert answer(decoder, asked, seldom=seldom, max_tokens=1)[0] == [wanted]
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 7, 19, 20, 64])
