@@ -43,8 +43,8 @@ class Encoding:
 
     @property
     def best_seen(self) -> float:
-        """How probable the best place is that was picked: where looks went to other places before, not the best one of all. 0 where nothing was."""
-        return max((float(self.prob_at(px).reshape(-1)[ids].max()) for px, ids in self.picked.items() if len(ids)), default=0.0)
+        """How probable the best place is that was picked: where looks went to other places before, not the best one of all. Of all where nothing was picked."""
+        return max((float(self.prob_at(px).reshape(-1)[ids].max()) for px, ids in self.picked.items() if len(ids)), default=float(self.prob.max()))
 
     def feature_maps(self) -> dict[int, np.ndarray]:
         """{scale px: (width, rows, cols) f32} for every scale, zeros where nothing was picked. 0.4 GB at full 4K size."""
