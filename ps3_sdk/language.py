@@ -15,6 +15,7 @@ import numpy as np
 from .decode import Decoder, DecoderSpec, Generation, TextStream, TokenEmbedding
 from .errors import BundleError, InputError
 from .language_model import LanguageModel, ReadState
+from .manifest import most_in_a_run
 from .probability import enlarged, pooling_weights
 
 IMAGE, VIDEO = "<image>", "<vila/video>"
@@ -66,8 +67,7 @@ class Language:
         self.embed = TokenEmbedding(tables["token_embedding"])
         self.stop_ids = frozenset(self.spec["stop_ids"])
         self.r = self.spec["downsample"]
-        engine = bundle.manifest["networks"]["project"].get("engine")       # whose sizes are fixed
-        self._most_blocks = max(profile["blocks"][2] for profile in engine["profiles"]) if engine else None
+        self._most_blocks = most_in_a_run(bundle.manifest, "project", "blocks")
 
     def close(self) -> None:
         """Let go of networks and tables: whoever holds the session, or a look of it, holds this."""

@@ -180,3 +180,9 @@ def _ports(manifest: dict):
                 if not shape or None is not sizes[port] != shape[-1] and isinstance(shape[-1], int):
                     yield f"networks.{name}.{side}: {port} has shape {shape}; its last size is {sizes[port]}"
 
+
+
+def most_in_a_run(manifest: dict, network: str, size: str) -> int | None:
+    """How much of a size, such as tokens, a network takes at once; None for any number, as ONNX networks do. Of encode it is what is picked, behind a look's keys and values."""
+    engine = manifest["networks"].get(network, {}).get("engine")
+    return max(profile[size][2] for profile in engine["profiles"] if profile.get("past", (0, 0, 1))[2]) if engine else None

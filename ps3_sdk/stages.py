@@ -14,7 +14,7 @@ from .bundle import Bundle
 from .encoding import Encoding
 from .errors import ClosedError, InputError, Ps3Error
 from .frame import Frame
-from .manifest import TABLES
+from .manifest import TABLES, most_in_a_run
 from .ops import DeviceOps, HostOps
 from .probability import around
 from .prompt import Prompt
@@ -22,12 +22,6 @@ from .prompt import Prompt
 PROMPTS_KEPT = 256
 TEXTS_A_RUN = 32        # through the text tower together
 LARGEST = 1e15          # of a prompt vector, whose squares are summed in float32
-
-
-def most_patches(manifest: dict) -> int | None:
-    """What encode_high takes in one run, None for any number: engines are built for so many."""
-    engine = manifest["networks"]["encode"].get("engine")
-    return max(profile["tokens"][2] for profile in engine["profiles"] if profile["past"][2]) if engine else None
 
 
 class Stages:
@@ -157,9 +151,8 @@ class Stages:
 
     def check_pooled(self, num_tokens: int) -> None:
         """Raises InputError: the engine that pools was built for fewer tokens."""
-        engine = self.bundle.manifest["networks"].get("pool", {}).get("engine")
-        most = max(profile["tokens"][2] for profile in engine["profiles"]) if engine else num_tokens
-        if num_tokens > most:
+        most = most_in_a_run(self.bundle.manifest, "pool", "tokens")
+        if most is not None and num_tokens > most:
             raise InputError(f"[decode] {num_tokens} patches are to be pooled into one feature, as choices and encode_frame do in one run; the engine of {self.bundle.path} was built for "
                              f"{most}. Ask for at most {most} tokens, or open an ONNX bundle.")
 
@@ -185,7 +178,7 @@ class Stages:
     @property
     def _sizes(self) -> dict:
         """The geometry with looks that this bundle's engine takes; whole blocks carry up to r * r - 1 patches from one look to the next."""
-        most = most_patches(self.bundle.manifest)
+        most = most_in_a_run(self.bundle.manifest, "encode", "tokens")
         return budget.fitting(self.geometry, most if most is None or self.language is None else max(most - self.language.r ** 2 + 1, 1))
 
     def needs_text_tower(self, why: str) -> None:

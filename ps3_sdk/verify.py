@@ -18,10 +18,10 @@ from PIL import Image
 from .errors import BundleError, InputError, RuntimeFailedError
 from .frame import Frame
 from .look import Look
-from .manifest import ENGINES
+from .manifest import ENGINES, most_in_a_run
 from .answer import Timing
 from .session import Session
-from .stages import most_patches, unit
+from .stages import unit
 
 REFERENCE = "reference.safetensors"
 SAMPLES = 4096          # values kept of each output
@@ -215,7 +215,7 @@ def verify(path: str | Path | None = None, *, threads: int = 0, stream: int | No
         kept = session.bundle.tensors(manifest["verify"]["file"])
         try:
             picks, picture = {px: kept[f"picked_{px}"] for px in session.geometry["scales_px"][1:]}, frame_of(kept)
-            report = replace(compare(kept, observe(session, picture, manifest["verify"]["prompt"], picks, most_patches(manifest))), ran_on=ran_on(session))
+            report = replace(compare(kept, observe(session, picture, manifest["verify"]["prompt"], picks, most_in_a_run(manifest, "encode", "tokens"))), ran_on=ran_on(session))
         except (KeyError, IndexError, InputError, OSError, Image.DecompressionBombError) as error:
             raise BundleError(f"[verify] the reference values of {session.bundle.path} do not fit its model ({type(error).__name__}: {error}). Build the bundle again.") from error
         precision = precision_of(manifest)

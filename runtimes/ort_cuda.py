@@ -66,14 +66,16 @@ class OrtCudaNetwork:
         self._free, self._running, self._closed = threading.Condition(), 0, False
 
     @contextmanager
-    def _at_work(self):
-        """A run reads memory of the session's own by its address, so close() waits for it."""
+    def _at_work(self, inputs: Mapping):
+        """A run, and what is said when it fails. It reads memory of the session's own by its address, so close() waits for it."""
         with self._free:
             if self._closed:
                 raise ClosedError(f"[ort_cuda] {self._name} is closed; open a new session: ps3_sdk.Session(...).")
             self._running += 1
         try:
             yield
+        except Exception as error:
+            raise _failed(self._name, inputs, error) from error
         finally:
             with self._free:
                 self._running -= 1
@@ -87,29 +89,19 @@ class OrtCudaNetwork:
 
     def run(self, inputs: Mapping[str, "np.ndarray | OnDevice"], outputs: Sequence[str]) -> dict[str, "np.ndarray | OnDevice"]:
         stays = {key for key in outputs if f"past_{key}" in self._inputs or key in self._stays}
-        try:
-            with self._at_work():
-                binding = self._bound_to(inputs)
-                for key in outputs:
-                    binding.bind_output(key, DEVICE if key in stays else "cpu")
-                self._session.run_with_iobinding(binding, self._run_options)
+        with self._at_work(inputs):
+            binding = self._bound_to(inputs)
+            for key in outputs:
+                binding.bind_output(key, DEVICE if key in stays else "cpu")
+            self._session.run_with_iobinding(binding, self._run_options)
             return {key: OnDevice(value) if key in stays else value.numpy() for key, value in zip(outputs, binding.get_outputs())}
-        except ClosedError:
-            raise
-        except Exception as error:
-            raise _failed(self._name, inputs, error) from error
 
     def run_into(self, inputs: Mapping[str, "np.ndarray | OnDevice"], arrays: Mapping[str, np.ndarray]) -> None:
-        try:
-            with self._at_work():
-                binding = self._bound_to(inputs)
-                for key, array in arrays.items():
-                    binding.bind_output(key, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
-                self._session.run_with_iobinding(binding, self._run_options)
-        except ClosedError:
-            raise
-        except Exception as error:
-            raise _failed(self._name, inputs, error) from error
+        with self._at_work(inputs):
+            binding = self._bound_to(inputs)
+            for key, array in arrays.items():
+                binding.bind_output(key, "cpu", 0, array.dtype, list(array.shape), array.ctypes.data)
+            self._session.run_with_iobinding(binding, self._run_options)
 
     def _bound_to(self, inputs: Mapping[str, "np.ndarray | OnDevice"]):
         binding = self._session.io_binding()

@@ -68,13 +68,13 @@ def test_glances_go_on_elsewhere_until_something_is_found(look, session, monkeyp
 def test_an_answer_is_as_sure_as_the_place_that_it_was_read_in(look, session, monkeypatch):
     """Of a later glance the place is less probable than the first one's, where nothing was found."""
     said, words, prob = [], ask._words, look.ask(THERE).prob
+    monkeypatch.setitem(session.language.spec, "confidence", session.language.spec["confidence"] | {"unseen": 1.0})      # whatever is there, a value is given
     monkeypatch.setattr(ask, "calibrated", lambda text, place, weights: said.append(place) or 0.5)
     first = iter([NO])
     monkeypatch.setattr(ask, "_words", lambda *arguments, more: next(first, None) or words(*arguments, more=more))
     answer = look.ask(THERE, tokens=2 * GLANCE)
-    if answer.found:
-        elsewhere = np.where(nearby(prob, 1), 0, prob)
-        assert said == [pytest.approx(float(elsewhere.max()))] and said[0] < prob.max()
+    elsewhere = np.where(nearby(prob, 1), 0, prob)
+    assert answer.found and said == [pytest.approx(float(elsewhere.max()))] and said[0] < prob.max()
     encoding = look.encode(THERE, tokens=GLANCE)
     assert encoding.best_seen == pytest.approx(float(prob.max())) and look.encode(THERE, tokens=0).best_seen == pytest.approx(float(prob.max()))
 

@@ -173,6 +173,10 @@ def test_spelling_reads_the_blocks_it_is_given(folder):
         answer.backward()
         optimiser.step()
         losses.append(float(answer.detach()))
+    given = [(n, place, text) for n, place, _, _, text in words]
+    before = speller.check((patches.clamp(-1, 1) * 127 + 128).byte(), ids, labels, given)
+    speller.reader.smooth = torch.full_like(speller.reader.smooth, 9.0)        # of weights that it had before
+    assert speller.check((patches.clamp(-1, 1) * 127 + 128).byte(), ids, labels, given)["spelt"] == before["spelt"] and speller.reader.smooth.max() < 9
     assert slots.shape == (2, 108, 2, len(CHARACTERS) + 10) and losses[-1] < 0.5 * losses[0] and len(right) == 3
     learns = []
     for through in (False, True):       # the trunk, from what is spelt alone

@@ -34,6 +34,14 @@ def test_texts_behind_one_prefix_are_the_language_models_own_and_so_are_their_gr
     assert all((ours - theirs).abs().max() <= 1e-5 * theirs.abs().max().clamp(min=1) for ours, theirs in zip(*found))
 
 
+def test_questions_that_are_solved_teach_less():
+    from ps3_sdk.training.looking import EASY, missed
+    prob, there = torch.tensor([0.99, 0.5, 0.01, 0.3]), torch.tensor([True, True, True, False])
+    loss = torch.where(there, -prob.log(), 0.0).requires_grad_()
+    missed(loss, there).backward()
+    assert torch.allclose(loss.grad[:3], (EASY + 1 - prob[:3]) / 3) and missed(loss * 0, ~there & False) == 0
+
+
 def test_questions_ask_for_the_furthest_as_often_as_they_should():
     scenes, far = Scenes(split="train", seed=5, fallback=True, frame_px=(540, 960)), [side.split()[0] for side in MOST.values()]
     scene = scenes[2]

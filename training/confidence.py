@@ -38,6 +38,10 @@ class Asked(NamedTuple):
     right: bool
     there: bool
 
+    def has_value(self, least: float) -> bool:
+        """Whether it is answered by a value where NOT_SEEN is said from a probability of `least` on."""
+        return not self.unseen or self.unseen < least
+
 
 @torch.no_grad()
 def asked(model: VilaHd, scene) -> list[Asked]:
@@ -53,12 +57,12 @@ def asked(model: VilaHd, scene) -> list[Asked]:
 
 def answered(questions: Sequence[Asked], unseen: float) -> np.ndarray:
     """Of the questions that are answered by a value: (n, 3) probability of the text, of the place, 1 where it is right."""
-    return np.array([each[1:4] for each in questions if each.unseen < unseen or not each.unseen], float).reshape(-1, 3)
+    return np.array([each[1:4] for each in questions if each.has_value(unseen)], float).reshape(-1, 3)
 
 
 def good(questions: Sequence[Asked], unseen: float) -> int:
     """How many are answered right, by a text or by NOT_SEEN."""
-    return sum(each.right if each.unseen < unseen or not each.unseen else not each.there for each in questions)
+    return sum(each.right if each.has_value(unseen) else not each.there for each in questions)
 
 
 def threshold_of(questions: Sequence[Asked]) -> float:

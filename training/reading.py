@@ -193,14 +193,15 @@ class Rows(nn.Module):
 
     def forward(self, rows: Tensor, labels: Tensor) -> Tensor:
         """rows: (.., width) as the projector gives them | labels: (.., 8) int64 classes of the halves of their patches, patch by patch -> loss"""
-        return F.cross_entropy(self.head(self.norm(rows.float())).unflatten(-1, (8, CLASSES)).flatten(0, -2).float(), labels.flatten(), class_weights(labels.device, 0.1))
+        return F.cross_entropy(self.head(self.norm(rows.float())).unflatten(-1, (8, CLASSES)).flatten(0, -2).float(), labels.flatten(), class_weights(CLASSES, labels.device))
 
 
-def class_weights(device, blank: float) -> Tensor:
-    """Of the classes of characters: blank is that of halves that show nothing."""
-    weight = torch.ones(CLASSES, device=device)
+def class_weights(count: int, device, blank: float = 0.1) -> Tensor:
+    """Of the classes of characters or, as many as they are, of orders: blank is that of halves that show nothing."""
+    weight = torch.ones(count, device=device)
     weight[0] = blank
-    weight[[CHARACTERS.index(character) + 1 for character in THIN]] = THIN_WEIGHT
+    if count == CLASSES:
+        weight[[CHARACTERS.index(character) + 1 for character in THIN]] = THIN_WEIGHT
     return weight
 
 
@@ -208,11 +209,7 @@ def slot_loss(logits: Tensor, labels: Tensor, blank: float = 0.1) -> Tensor:
     """logits as Reader.slots gives, labels as window_labels; blank: weight of halves that show nothing."""
     loss = 0.0
     for part, wanted, share in zip(logits.split((CLASSES, ORDERS), dim=-1), labels.unbind(-1), (1.0, ORDER_SHARE)):
-        weight = class_weights(part.device, blank)
-        if part.shape[-1] != CLASSES:
-            weight = torch.ones(part.shape[-1], device=part.device)
-            weight[0] = blank
-        loss = loss + share * F.cross_entropy(part.flatten(0, -2), wanted.flatten(), weight, ignore_index=IGNORED)
+        loss = loss + share * F.cross_entropy(part.flatten(0, -2), wanted.flatten(), class_weights(part.shape[-1], part.device, blank), ignore_index=IGNORED)
     return loss
 
 
