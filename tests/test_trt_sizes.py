@@ -52,6 +52,7 @@ def test_an_engine_of_few_tokens_is_asked_in_looks_that_it_takes(seeded, gpu, ph
         seen = lambda **options: sum(map(len, session.ask(photo, "a boat", **options).picked.values()))
         assert 55 < seen() <= 64 and 140 <= seen(tokens=150) <= 150
         with pytest.raises(InputError, match=r"\[decode\] \d+ patches are to be pooled into one feature.*built for 729. Ask for at most 729 tokens"):
+            session.encode_high_many = lambda *_, **__: pytest.fail("it is said before anything is looked at closely")
             session.ask(photo, "a boat", tokens=1200, choices=["a", "b"])
     gc.collect()
 
