@@ -25,7 +25,7 @@ CAP_PX = (10.0, 28.0)    # capitals' height at 3840x2160
 @dataclass
 class Item:
     """A thing in a frame. value says what its text is: "word" or a key of words.VALUES. Boxes are x0, y0, x1, y1 in frame pixels: of the whole thing, of the ink of its text, of each character
-    (n, 4). cap_px is the height of a capital letter of its font in the frame. legible is False where it is too small or too low in contrast to be read."""
+    (n, 4). cap_px is the height of a capital letter of its font in the frame. legible is False where it is too small to be read; ink and ground differ by construction."""
     kind: str
     colour: str
     shape: str
