@@ -94,7 +94,9 @@ class Answer:
     probability of that text, or how probably it is right where the bundle is calibrated (language.confidence); of an answer that says that nothing was found, of there being one after all;
     None where the model has none, the text is empty or the answer was cut |
     found: False where a language model says that it cannot see what was asked | choices: best first | regions: what the answer was read from, best first |
-    picked: all that was looked at, {scale px: ascending int32 patch ids} | prob: (rows, cols) f32 in [0, 1], how much the prompt cares about each place | timing: ms per stage | frame_size: (h, w) pixels | notes: what the user should know.
+    picked: all that was looked at, {scale px: ascending int32 patch ids} | prob: (rows, cols) f32 in [0, 1], how much the prompt cares about each place | timing: ms per stage | frame_size: (h, w) pixels | notes: what the user should know |
+    other: where the frame was looked at again since the first answer was not sure, the answer that is less sure | origin_px: (x, y) frame pixels from which on picked and prob count places,
+    (0, 0) but of a second look.
     """
     prompt: str
     text: str | None
@@ -109,6 +111,8 @@ class Answer:
     confidence: float | None = None
     found: bool = True
     frame: object = field(default=None, repr=False)      # ps3_sdk.Frame, to draw on; its memory is the caller's
+    origin_px: tuple[int, int] = (0, 0)
+    other: "Answer | None" = field(default=None, repr=False)
 
     def save_overlay(self, path, frame=None) -> None:
         """Draw the map, the picked patches, the regions and a caption on the frame; the suffix gives the format (.jpg .png .webp ...).
@@ -139,6 +143,8 @@ class Answer:
             "prob": [[_plain(v) for v in row] for row in self.prob],
             "timing_ms": {name: round(ms, 3) for name, ms in [*self.timing.stages_ms.items(), ("total", self.timing.total_ms)]},
             "notes": list(self.notes),
+            "origin_px": [int(v) for v in self.origin_px],
+            "other": None if self.other is None else {"text": self.other.text, "confidence": None if self.other.confidence is None else _plain(self.other.confidence), "found": self.other.found},
         }
 
     def to_json(self, indent: int | None = None) -> str:

@@ -7,7 +7,9 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
+from . import again
 from .answer import Answer, Timing, regions_from_map
+from .decode import cancelled
 from .encoding import Aim, block_side, look_closely, planned_blocks
 from .errors import InputError
 from .probability import calibrated
@@ -27,12 +29,26 @@ class Asked(NamedTuple):
     timings: list[Timing]
 
 
-def ask_together(seen: Sequence, prompt: str = "", *, prompt_embedding=None, tokens=None, looks=None, scales=None, choices=None, selection=None, on_text=None,
-                 **options) -> list[Answer]:
+def ask_together(seen: Sequence, prompt: str = "", *, look_again=None, on_text=None, **options) -> list[Answer]:
     """Answers in the order of `seen`, Looks of one session; arguments as in Session.ask.
 
-    A language model reads all frames and gives one text, which every answer carries. Encoders are asked about each frame by itself.
+    A language model reads all frames and gives one text, which every answer carries. Encoders are asked about each frame by itself. An answer about one
+    frame that is not sure is looked for again; see again.py.
     """
+    least = again.threshold(seen[0].session, look_again, _is_plain(options))
+    if len(seen) > 1 or not least:
+        return _ask_together(seen, prompt, on_text=on_text, **options)
+    held = [again.Held(on_text), again.Held(on_text)]
+    (answer,), cancel = _ask_together(seen, prompt, on_text=held[0], **options), options.get("cancel")
+    other = again.half_a_patch_on(seen[0]) if again.is_due(answer, least) and not cancelled(cancel)() else None
+    if other is not None:
+        answer = again.surer(answer, _ask_together([other], prompt, on_text=held[1], **options)[0])
+    held[answer.origin_px != (0, 0)].release()
+    return [answer]
+
+
+def _ask_together(seen: Sequence, prompt: str, *, prompt_embedding=None, tokens=None, looks=None, scales=None, choices=None, selection=None, on_text=None,
+                  **options) -> list[Answer]:
     session = seen[0].session
     _check_names(options)
     if on_text is not None and not callable(on_text):
@@ -45,8 +61,24 @@ def ask_together(seen: Sequence, prompt: str = "", *, prompt_embedding=None, tok
         return _answered([asked], budget, choices, on_text=on_text, **options)[0]
 
 
-def ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=None, choices=None, selection=None, **options) -> list[Answer]:
+def ask_each(look, prompts: Sequence[str], *, look_again=None, **options) -> list[Answer]:
     """Answers to several questions about one Look, in their order; arguments as in Look.ask_many."""
+    least = again.threshold(look.session, look_again, _is_plain(options))
+    answers, cancel = _ask_each(look, prompts, **options), options.get("cancel")
+    due = [n for n, answer in enumerate(answers) if again.is_due(answer, least)]
+    other = again.half_a_patch_on(look) if due and not cancelled(cancel)() else None
+    if other is not None:
+        for n, second in zip(due, _ask_each(other, [prompts[n] for n in due], **options)):
+            answers[n] = again.surer(answers[n], second)
+    return answers
+
+
+def _is_plain(options: dict) -> bool:
+    """Whether nothing is said of where and how much to look."""
+    return all(options.get(name) is None for name in ("tokens", "looks", "scales", "selection"))
+
+
+def _ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=None, choices=None, selection=None, **options) -> list[Answer]:
     session = look.session
     _check_names(options)
     with session.running():

@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode (default: what the bundle says, see ps3 info; of encoders one look); of a bundle that looks in one place, twice that and more are spent in further places until something is found")
     selection(ask)
     ask.add_argument("--choices", nargs="+", metavar="TEXT", help="rank these answers")
+    ask.add_argument("--look-again", type=float, metavar="P", help="look at the frame again where the answer is less sure than this, 0: never (default: what the bundle says)")
     ask.add_argument("--max-tokens", type=int, metavar="N", help="of the answer in words, for bundles with a language model")
     ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     ask.add_argument("--overlay", metavar="PICTURE", help="draw what was looked at on the frame, .jpg or .png")
@@ -144,7 +145,7 @@ def _ask(options) -> None:
         from .draw import suffix_of
         suffix_of(options.overlay)      # said before the work
     with _session(options) as session:
-        answer = session.ask(_frame(options), options.prompt, tokens=options.tokens, choices=options.choices, max_tokens=options.max_tokens,
+        answer = session.ask(_frame(options), options.prompt, tokens=options.tokens, choices=options.choices, look_again=options.look_again, max_tokens=options.max_tokens,
                              **_selection(options))
         print(answer.to_json() if options.json else answer, flush=True)
         if options.overlay:

@@ -155,7 +155,7 @@ class Decoder:
             raise InputError(f"[decode] max_tokens is {max_tokens!r}; it must be a whole number of at least 0.")
         if sampling is not None and not isinstance(sampling, Sampling):
             raise InputError(f"[decode] sampling is {type(sampling).__name__}; a Sampling, or None for greedy, is needed.")
-        return Generation(self, state, embed, frozenset(int(i) for i in stop_ids), max_tokens, sampling, _cancelled(cancel), seldom if sampling is None else None)
+        return Generation(self, state, embed, frozenset(int(i) for i in stop_ids), max_tokens, sampling, cancelled(cancel), seldom if sampling is None else None)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -258,7 +258,7 @@ class Generation:
             self.notes += (f"the answer was cut: prompt and answer fill the model's context of {self._decoder.spec.context_length} rows",)
 
 
-def _cancelled(cancel) -> Callable[[], bool]:
+def cancelled(cancel) -> Callable[[], bool]:
     if cancel is None:
         return lambda: False
     if callable(getattr(cancel, "is_set", None)):

@@ -120,6 +120,16 @@ class Frame:
         planes = [copy(np.ascontiguousarray(plane)) for plane in self._planes]
         return type(self)(planes, self.height, self.width, self.format, self.source, self.matrix, self.full_range)
 
+    def without(self, rows, columns):
+        """This frame without its first rows and columns, in the same memory; an even number, so one more of an odd one, where two pixels share colours (NV12, YUYV)."""
+        if rows >= 0 and columns >= 0 and self.format in ("NV12", "YUYV"):
+            rows, columns = rows + rows % 2, columns + columns % 2
+        if not 0 <= rows < self.height or not 0 <= columns < self.width:
+            raise InputError(f"[frame] {rows} rows and {columns} columns are to be left out of a frame of {self.height} x {self.width} pixels; at least one pixel must stay.")
+        first = self._planes[0][rows:, columns * (2 if self.format == "YUYV" else 1):]
+        planes = [first, *(plane[rows // 2:, columns:] for plane in self._planes[1:])]
+        return type(self)(planes, self.height - rows, self.width - columns, self.format, self.source, self.matrix, self.full_range)
+
     def picture(self):
         """PIL image, mode RGB, (h, w): a copy to draw on, made anew at each call."""
         if self.device != "cpu":

@@ -91,7 +91,7 @@ class Session(Stages):
 
     def ask(self, frame, prompt: str = "", *, prompt_embedding=None, tokens: int | None = None, looks: int | str | None = None,
             scales: int | None = None, choices: list[str] | None = None, rule: str | None = None, selection: str | None = None, smooth: bool = False,
-            max_tokens: int | None = None, sampling=None, cancel=None, on_text=None, format: str | None = None) -> Answer:
+            look_again: float | None = None, max_tokens: int | None = None, sampling=None, cancel=None, on_text=None, format: str | None = None) -> Answer:
         """Look at a frame and answer one question about it.
 
         Args:
@@ -111,6 +111,9 @@ class Session(Stages):
                 look_close_mode after_prompt and after_image). Default: by the prompt, by saliency where an encoder's is empty or the model knows no other
                 way; and around the most probable place first where the bundle was trained so (language.look_around), as the embedded one is.
             smooth: average the probabilities over 6 x 6 areas of the frame before picking (the public model's smooth_selection_prob).
+            look_again: an answer less sure than this is looked for again, in the frame without half a patch of its first rows and columns, where characters lie otherwise in
+                patches; the surer answer is given, the other one is its `other`, and on_text gets its text when both are known. 0: never. Default: what the bundle says (the embedded
+                one: 0.8), nothing where tokens, looks, scales or selection is given.
             max_tokens, sampling, cancel, on_text: of the answer's text (vision-language bundles): tokens at most, default what the bundle says; a
                 ps3_sdk.Sampling, default greedy; a threading.Event or function that stops it; a function that is given each
                 piece of text as soon as it is certain.
@@ -121,13 +124,13 @@ class Session(Stages):
             InputError for a frame, prompt or budget that can't be used; ClosedError after close().
         """
         return self.look(frame, format=format).ask(prompt, prompt_embedding=prompt_embedding, tokens=tokens, looks=looks, scales=scales, choices=choices, rule=rule,
-                                                   selection=selection, smooth=smooth, max_tokens=max_tokens, sampling=sampling, cancel=cancel, on_text=on_text)
+                                                   selection=selection, smooth=smooth, look_again=look_again, max_tokens=max_tokens, sampling=sampling, cancel=cancel, on_text=on_text)
 
     def ask_frames(self, frames: list, prompt: str = "", *, format: str | None = None, batch: int = 1, **options) -> list[Answer]:
         """One question about several frames, answers in their order; options as in ask(), batch as in look_many().
 
         A vision-language bundle reads all frames in this order, then the prompt, and gives one text that every answer carries; an
-        encoder is asked about each frame by itself. Frames may be Looks of this session. Budgets are per frame.
+        encoder is asked about each frame by itself. Frames may be Looks of this session. Budgets are per frame. Several frames are not looked at again (look_again).
         """
         if not isinstance(frames, (list, tuple)) or not frames:
             raise InputError(f"[ask] frames is {type(frames).__name__}; a list of at least one frame is needed. For one frame use ask().")

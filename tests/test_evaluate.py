@@ -66,7 +66,7 @@ def test_no_questions_give_no_share():
 
 def record(**changed):
     return {"key": "k", "domain": "ui", "kind": "value", "prompt": "p", "answer": "A", "choices": [], "said": "A", "right": True, "right_low_res_only": False,
-            "refused": False, "confidence": 0.9, "cap_px": 12.0, "patches": 100, "recall": {"256": 0.5}, "recall_bottom_up": {"256": 0.1}, "seen": 1.0, "seconds": 1.0, "first": False, **changed}
+            "refused": False, "confidence": 0.9, "cap_px": 12.0, "patches": 100, "looked_again": False, "recall": {"256": 0.5}, "recall_bottom_up": {"256": 0.1}, "seen": 1.0, "seconds": 1.0, "first": False, **changed}
 
 
 def test_figures_are_told_by_domain_by_height_and_apart_from_what_is_not_there():

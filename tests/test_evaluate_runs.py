@@ -128,6 +128,23 @@ def test_both_ways_of_picking_are_measured():
     assert "wherever" in table(around) and "wherever" not in table(anywhere)
 
 
+def test_a_second_look_counts_its_patches_and_is_measured_where_it_was(scenes):
+    """The default bundle is asked as users ask it, and whoever asks for one look gets one."""
+    from ps3_sdk.evaluate import run
+    items = [item for item in scenes if item.kind == "value"][:2]
+    with ps3_sdk.Session() as session:
+        once, twice = ([run._record(session, item, None, None, None, look_again, 32, False) for item in items] for look_again in (0, 1))
+        for item, one, two in zip(items, once, twice):
+            assert one["patches"] == 480 and not one["looked_again"] and two["patches"] == 960 and two["looked_again"] and two["recall"] == one["recall"]
+            answer = session.ask(item.frame(), item.prompt, look_again=1)
+            (x0, y0, x1, y1), (x, y), frame = item.boxes_px[0], answer.origin_px, answer.frame_size
+            mask = np.zeros(270 * 270)
+            mask[answer.picked[3780]] = 1
+            rows, columns = ((np.arange(low, high) - start + 0.5) * 270 / (side - start) for low, high, start, side in ((int(y0), int(y1), y, frame[0]), (int(x0), int(x1), x, frame[1])))
+            assert two["seen"] == pytest.approx(mask.reshape(270, 270)[np.ix_(rows.astype(int), columns.astype(int))].mean(), abs=0.05)
+            assert two["confidence"] == pytest.approx(answer.confidence, abs=1e-6)
+
+
 def test_the_command(capsys, seeded, folder):
     path = write(folder / "q.jsonl", {**GOOD, "choices": ["41", "42"], "box_px": [0, 0, 9, 9]}, {**GOOD, "answer": ""})
     assert cli.main(["eval", str(path), "--bundle", str(seeded), "--tokens", "8", "--json", "-o", str(folder / "out")]) == 0

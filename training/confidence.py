@@ -3,7 +3,8 @@
 Held-out scenes of split val are asked as the SDK asks. First: from which probability on is it to be said that something is not visible? Two fifths of
 what is answered in training are, fewer questions in use. Of some thresholds those are near the best with which nearly as many questions are answered right, those whose
 answer that is among them; the highest of these is taken, since a value that is told with little confidence is of more use than none. Then, of each answer that gives a value, two probabilities are known: the language model's of its text, and score's of the place that
-was looked at. A logistic regression on both tells how probably it is right. A third of the scenes, not fitted on, tell how well both do.
+was looked at. A logistic regression on both tells how probably it is right. Answers that are less sure than AGAIN are looked for again, half a patch further on, and the
+surer ones given (ps3_sdk/again.py). A third of the scenes, not fitted on, tell how well all this does.
 Source: J. Platt, "Probabilistic outputs for support vector machines", 1999.
 """
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import NamedTuple, Sequence
 import numpy as np
 import torch
 
-from ps3_sdk.export.reference.vila.config import CONFIDENCE, CONFIDENCE_KEYS, UNSEEN
+from ps3_sdk.again import half_a_patch
+from ps3_sdk.export.reference.vila.config import AGAIN as KEY, CONFIDENCE, CONFIDENCE_KEYS, UNSEEN
 from ps3_sdk.export.reference.vila.model import VilaHd
 from ps3_sdk.probability import calibrated
 
@@ -27,26 +29,42 @@ MOST_TOKENS, FEWEST_ANSWERS = 32, 50
 BINS = (0, 0.2, 0.4, 0.6, 0.8, 1.0001)
 THRESHOLDS = (0.0, *np.linspace(0.5, 0.95, 10).round(2).tolist())
 NEARLY = 0.0025         # of the questions
+AGAIN = 0.9             # a third of all questions; from 0.8 on it is a fifth, and 0.4 points fewer of those with an answer were right
 
 
 class Asked(NamedTuple):
     """A question. unseen: probability of NOT_SEEN, 0 where another answer is more probable | text, place: probabilities of the best other answer and of the place that was looked at |
-    right: whether that answer is | there: whether the question has one."""
+    right: whether that answer is | there: whether the question has one | again: the same of the frame half a patch further on."""
     unseen: float
     text: float
     place: float
     right: bool
     there: bool
+    again: "Asked | None" = None
 
     def has_value(self, least: float) -> bool:
         """Whether it is answered by a value where NOT_SEEN is said from a probability of `least` on."""
         return not self.unseen or self.unseen < least
 
+    def given(self, weights: dict[str, float]) -> "Asked":
+        """What is answered at last, itself or again: as ps3_sdk.again decides."""
+        least, other = weights.get(UNSEEN, 0.0), self.again
+        sure = lambda each: calibrated(each.text, each.place, weights)
+        if other is None or (sure(self) if self.has_value(least) else self.unseen) >= AGAIN or not other.has_value(least):
+            return self
+        return other if not self.has_value(least) or sure(other) > sure(self) else self
+
+
+def asked(model: VilaHd, scene) -> list[Asked]:
+    """Every question of a scene, asked of its frame and half a patch further on."""
+    rows, columns = half_a_patch(scene.frame.shape[:2], model.config.vision.grids[-1])
+    return [one._replace(again=other) for one, other in zip(asked_of(model, scene.frame, scene.questions), asked_of(model, scene.frame[rows:, columns:], scene.questions))]
+
 
 @torch.no_grad()
-def asked(model: VilaHd, scene) -> list[Asked]:
-    options, seen, known, kept = replace(model.config.looks, rule="blocks"), model.look(scene.frame), None, []      # as the SDK selects
-    for question in scene.questions:
+def asked_of(model: VilaHd, frame: np.ndarray, questions: Sequence) -> list[Asked]:
+    options, seen, known, kept = replace(model.config.looks, rule="blocks"), model.look(np.ascontiguousarray(frame)), None, []      # as the SDK selects
+    for question in questions:
         said = model.generate([seen, question.prompt], options, max_new_tokens=MOST_TOKENS, known=known, unseen=2.0)
         known, there = said.known, question.item is not None
         first = model.llm.logits(known.hidden).softmax(dim=0)
@@ -103,19 +121,21 @@ def main() -> None:
     print(file=sys.stderr)
     own, others = ([each for i, group in enumerate(groups) for each in group if (i % 3 == 2) == held_out] for held_out in (False, True))
     unseen = threshold_of(own)
-    fit, kept = answered(own, unseen), answered(others, unseen)
+    fit = answered(own, unseen)
     if len(fit) < FEWEST_ANSWERS or len(set(fit[:, 2])) < 2:
         path.unlink(missing_ok=True)
         print(f"{len(fit)} answers, {int(fit[:, 2].sum())} of them right, tell nothing of confidence: at least {FEWEST_ANSWERS} are needed, right and wrong ones. No {CONFIDENCE} is written; "
               "train longer, or pass more --scenes.")
         return
-    weights = fitted(fit) | ({UNSEEN: unseen} if unseen else {})
-    for threshold in dict.fromkeys((0.0, unseen)):
-        there, told = [each for each in others if each.there], answered([each for each in others if not each.there], threshold)
-        print(f"not visible from {threshold:.2f} on, {len(others)} other questions: {100 * answered(there, threshold)[:, 2].sum() / max(len(there), 1):.1f} % of those with an answer right, "
-              f"values for {len(told)} of {len(others) - len(there)} without")
+    weights = fitted(fit) | ({UNSEEN: unseen} if unseen else {}) | {KEY: AGAIN}
+    given = [each.given(weights) for each in others]
+    for text, some, threshold in (("not visible whenever it is most probable", others, 0.0), (f"from {unseen:.2f} on", others, unseen), ("and looked again", given, unseen)):
+        there, values = [each for each in some if each.there], answered([each for each in some if not each.there], threshold)
+        print(f"{text}, {len(some)} other questions: {100 * answered(there, threshold)[:, 2].sum() / max(len(there), 1):.1f} % of those with an answer right, "
+              f"values for {len(values)} of {len(some) - len(there)} without")
     path.with_suffix(".new").write_text(json.dumps(weights) + "\n", "utf-8")
     path.with_suffix(".new").replace(path)
+    kept = answered(given, unseen)
     print(f"{path}: {weights}, of {len(fit)} answers; of {len(kept)} others:", *told(kept, weights), sep="\n")
 
 

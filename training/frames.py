@@ -12,6 +12,7 @@ from .examples import INPUTS, Cutter, Example, asked_of, boxes_of, extents_of, s
 
 NOTHING = 0.03          # share of frames in which there is nothing to see
 MOST_QUESTIONS = 32     # per use of a scene
+SMALL_PRINT, SMALL_PX = 0.35, (10.0, 15.0)  # share of scenes whose texts are all small, and their capitals at 3840x2160: they are misread twice as often
 FURTHEST = 0.6          # share of the questions that name the leftmost, rightmost, highest or lowest of a kind where they can: the hardest to look for
 
 
@@ -121,14 +122,15 @@ def _questions(scenes, rng, scene) -> list:
 
 
 def _work(names, free, ready, split, seed, first, stride, frame_px, uses, drawn) -> None:
-    from .scenes import Scenes
+    from .scenes.scenes import CAP_PX, Scenes
     torch.set_num_threads(1)
     memory = [SharedMemory(name=name) for name in names]
     scenes = Scenes(split=split, seed=seed, frame_px=frame_px, **drawn)
     index = first
     while True:
-        i = free.get()
-        scene, rng = scenes[index], np.random.default_rng([seed, index, 77])
+        i, rng = free.get(), np.random.default_rng([seed, index, 77])
+        scenes.cap_px = SMALL_PX if rng.random() < SMALL_PRINT else CAP_PX
+        scene = scenes[index]
         rounds, items = [_questions(scenes, rng, scene) for _ in range(uses)], scene.items
         if rng.random() < NOTHING:
             scene.frame[:], items = nothing_to_see(rng, scene.frame), []

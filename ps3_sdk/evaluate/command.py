@@ -23,6 +23,7 @@ def add_arguments(sub) -> None:
     sub.add_argument("--tokens", type=int, metavar="N", help="high-res patches per question (default: what the bundle says; of encoders one look)")
     sub.add_argument("--scales", type=int, metavar="N", help="look only at the first N high-res scales")
     sub.add_argument("--selection", choices=SELECTIONS, help="pick patches wherever the prompt's map is high, or by saliency (default: as the model was trained)")
+    sub.add_argument("--look-again", type=float, metavar="P", help="look at a frame again where the answer is less sure than this, 0: never (default: as ps3 ask does)")
     sub.add_argument("--max-tokens", type=int, default=32, metavar="N", help="of an answer in words (default 32)")
     sub.add_argument("--json", action="store_true", help="print every figure as JSON")
     sub.add_argument("-o", "--output", metavar="FOLDER", help="keep results, summary and plots there; the same command continues what was interrupted")
@@ -39,7 +40,7 @@ def run(options) -> tuple[str, str]:
     items = _items(options)
     start = time.perf_counter()
     with Session(options.bundle, threads=options.threads, device=options.device) as session:
-        summary = evaluate(session, items, tokens=options.tokens, scales=options.scales, selection=options.selection, max_tokens=options.max_tokens,
+        summary = evaluate(session, items, tokens=options.tokens, scales=options.scales, selection=options.selection, look_again=options.look_again, max_tokens=options.max_tokens,
                            folder=options.output, open_seconds=time.perf_counter() - start, progress=Bar(sys.stderr))
     note, text = "", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
     if options.output:

@@ -20,7 +20,7 @@ def choose(session: Session, prob: np.ndarray, budget: Budget, rule: str | None 
 
 
 def coverage(box_px: Sequence[float], ids: np.ndarray, grid: int, frame_size: tuple[int, int]) -> float:
-    """Share of a box's area inside the picked patches of a grid x grid scale; 0 for a box outside the frame or without area."""
+    """Share of a box's area in the frame inside the picked patches of a grid x grid scale; 0 for a box outside the frame or without area."""
     height, width = frame_size
     x0, y0, x1, y1 = box_px
     edges = np.arange(grid + 1)

@@ -18,17 +18,17 @@ from .results import Results
 from .summary import summarise
 from .words import chosen, is_refusal, lettered, normalise
 
-FORMAT = 4              # of the records; part of the settings that they are kept by
+FORMAT = 5              # of the records; part of the settings that they are kept by
 BUDGETS = (256, 512, 1024, 2048)
 
 
 def evaluate(session: Session, items: Iterable[Item], *, tokens: int | None = None, scales: int | None = None, selection: str | None = None,
-             max_tokens: int = 32, folder=None, open_seconds: float | None = None, progress: Callable[[int, int, str], None] | None = None) -> dict:
+             look_again: float | None = None, max_tokens: int = 32, folder=None, open_seconds: float | None = None, progress: Callable[[int, int, str], None] | None = None) -> dict:
     """Ask each item twice, at the budget and with the low-res pass alone, each time from the frame on.
 
     Args:
         items: SceneItems, read_questions(..), read_vstar(..), or an ItemList of your own.
-        tokens, scales: budget, selection: both as in Session.ask | max_tokens: of an answer in words.
+        tokens, scales: budget, selection, look_again: as in Session.ask | max_tokens: of an answer in words.
         folder: results are kept there, one a line, and a second call continues; None: in memory alone.
         open_seconds: how long the session took to open, for the record | progress: called with (done, total, text).
     Returns:
@@ -36,14 +36,14 @@ def evaluate(session: Session, items: Iterable[Item], *, tokens: int | None = No
     Raises:
         InputError that names the item: a frame that cannot be read, a free answer wanted of a bundle without a language model.
     """
-    settings = {"format": FORMAT, "items": items.settings, "bundle": bundle_of(session), "tokens": tokens, "scales": scales, "selection": selection, "max_tokens": max_tokens,
+    settings = {"format": FORMAT, "items": items.settings, "bundle": bundle_of(session), "tokens": tokens, "scales": scales, "selection": selection, "look_again": look_again, "max_tokens": max_tokens,
                 "threads": session.threads, "ran_on": ran_on(session), "language_model": language_model_of(session), "versions": versions(), "machine": machine()}
     seen, first = set(), True
     with Results(folder, settings) as results:
         for item in items:
             known = results.records.get(item.key)
             if known is None or known["prompt"] != item.prompt:
-                results.add(_record(session, item, tokens, scales, selection, max_tokens, first))
+                results.add(_record(session, item, tokens, scales, selection, look_again, max_tokens, first))
                 first = False
             seen.add(item.key)
             if progress:
@@ -84,23 +84,25 @@ def ask(session: Session, frame: Frame, item: Item, **budget) -> tuple[Answer, s
     return answer, answer.text if index is None else item.choices[index]
 
 
-def _record(session: Session, item: Item, tokens, scales, selection, max_tokens: int, first: bool) -> dict:
+def _record(session: Session, item: Item, tokens, scales, selection, look_again, max_tokens: int, first: bool) -> dict:
     try:
         frame = Frame.of(item.frame())
         start = time.perf_counter()
-        answer, said = ask(session, frame, item, tokens=tokens, scales=scales, selection=selection, max_tokens=max_tokens)
+        answer, said = ask(session, frame, item, tokens=tokens, scales=scales, selection=selection, look_again=look_again, max_tokens=max_tokens)
         seconds = time.perf_counter() - start
         low, said_low = ask(session, frame, item, tokens=0, max_tokens=max_tokens)
     except InputError as error:
         raise InputError(f"{item.where}: {error}") from error
     right = lambda text: normalise(text) == normalise(item.answer) if item.answer.strip() else is_refusal(text)
-    confidence = getattr(answer, "confidence", None)
+    confidence, (x, y), (height, width) = answer.confidence, answer.origin_px, answer.frame_size
+    boxes = [(x0 - x, y0 - y, x1 - x, y1 - y) for x0, y0, x1, y1 in item.boxes_px]      # where picked counts from
+    looked = [answer] if answer.other is None else [answer, answer.other]
     return {
         "key": item.key, "domain": item.domain, "kind": item.kind, "prompt": item.prompt, "answer": item.answer, "choices": list(item.choices),
         "said": said, "text": answer.text, "right": right(said), "said_low_res_only": said_low, "right_low_res_only": right(said_low), "refused": is_refusal(said),
-        "confidence": None if confidence is None else round(float(confidence), 6), "cap_px": item.cap_px, "patches": sum(map(len, answer.picked.values())),
-        "seen": share_seen(session, answer.picked, item.boxes_px, answer.frame_size, scales) if item.boxes_px else None,
-        **_recalls(session, frame, item, answer, scales, selection),
+        "confidence": None if confidence is None else round(float(confidence), 6), "cap_px": item.cap_px, "patches": sum(len(ids) for each in looked for ids in each.picked.values()),
+        "looked_again": len(looked) > 1, "seen": share_seen(session, answer.picked, boxes, (height - y, width - x), scales) if boxes else None,
+        **_recalls(session, frame, item, next(each for each in looked if each.origin_px == (0, 0)), scales, selection),
         "seconds": round(seconds, 5), "first": first}
 
 

@@ -45,6 +45,7 @@ def measures(records: Sequence[dict]) -> dict:
         if choice:
             found.update(_told(name.replace("exact_match", "choice_accuracy"), [record[key] for record in choice]))
     found.update(_told("refused", [record["refused"] for record in free]))
+    found.update(_told("looked_again", [record["looked_again"] for record in records]))
     off = [characters_off(record["said"], record["answer"]) for record in free]
     found.update(_told("nearly_right", [not record["right"] and not record["refused"] and n <= NEARLY and n < len(record["answer"]) for n, record in zip(off, free)]))
     sure = [record for record in records if record["confidence"] is not None]
@@ -102,6 +103,8 @@ def table(summary: dict) -> str:
                   for name, told in RECALLS.items() if told and summary[f"selection_{name}"]]
     if free:
         lines.append(f"not right: {_percent(summary, 'nearly_right')} at most {NEARLY} characters off, {_percent(summary, 'refused')} refused")
+    if summary["looked_again"]:
+        lines.append(f"looked at again, half a patch further on: {_percent(summary, 'looked_again')}; {summary['patches_per_question']} patches a question")
     bands = [f"{name}: {100 * row['right']:.0f} % of {row['right_n']}" for name, row in summary["by_confidence"].items() if row["right_n"]]
     if bands:
         lines.append(f"right by confidence: {', '.join(bands)}")

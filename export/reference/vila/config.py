@@ -22,7 +22,7 @@ MODES = ("after_prompt", "after_image")
 RULES = ("patches", "blocks")
 LANGUAGE_MODELS = ("qwen2", "llama", "mistral")
 _PARTS = {"llm_cfg": "llm", "vision_tower_cfg": "vision_tower", "mm_projector_cfg": "mm_projector"}
-CONFIDENCE, CONFIDENCE_KEYS, UNSEEN = "confidence.json", ("bias", "text", "place"), "unseen"
+CONFIDENCE, CONFIDENCE_KEYS, UNSEEN, AGAIN = "confidence.json", ("bias", "text", "place"), "unseen", "again"
 _NO_LIMIT = 10 ** 9     # tokenizers without a limit store a number like 1e30
 
 
@@ -171,11 +171,11 @@ def _confidence(folder: Path) -> dict[str, float] | None:
     if not (folder / CONFIDENCE).exists():
         return None
     f = Fields.read(folder / CONFIDENCE)
-    f.only(*CONFIDENCE_KEYS, UNSEEN)
+    f.only(*CONFIDENCE_KEYS, UNSEEN, AGAIN)
     if missing := [key for key in CONFIDENCE_KEYS if key not in f]:
         raise f.refuse(missing[0], "a number is needed", "Make the file anew: python -m ps3_sdk.training.confidence.")
-    unseen = {UNSEEN: f.number(UNSEEN, None, above=0, below=1)} if UNSEEN in f else {}
-    return {key: f.number(key, None, above=-1000, below=1000) for key in CONFIDENCE_KEYS} | unseen
+    shares = {key: f.number(key, None, above=0, below=1) for key in (UNSEEN, AGAIN) if key in f}
+    return {key: f.number(key, None, above=-1000, below=1000) for key in CONFIDENCE_KEYS} | shares
 
 
 def _needed(f: Fields, key: str) -> int:
