@@ -17,6 +17,8 @@ def threshold(session, look_again: float | None, is_plain: bool) -> float:
     if look_again is not None:
         if isinstance(look_again, bool) or not isinstance(look_again, (int, float)) or not 0 <= look_again <= 1:
             raise InputError(f"[ask] look_again is {look_again!r}; a confidence from 0 (never) to 1 (always) is needed.")
+        if look_again and session.language is None:
+            raise InputError(f"[ask] look_again is {look_again!r}; {session.bundle.path} has no language model, and what it answers is not looked for again. Leave it out.")
         return float(look_again)
     language = session.language
     return language.spec.get("confidence", {}).get("again", 0.0) if is_plain and language is not None and isinstance(language.decoder, Decoder) else 0.0

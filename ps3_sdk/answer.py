@@ -94,7 +94,7 @@ class Answer:
     probability of that text, or how probably it is right where the bundle is calibrated (language.confidence); of an answer that says that nothing was found, of there being one after all;
     None where the model has none, the text is empty or the answer was cut |
     found: False where a language model says that it cannot see what was asked | choices: best first | regions: what the answer was read from, best first |
-    picked: all that was looked at, {scale px: ascending int32 patch ids} | prob: (rows, cols) f32 in [0, 1], how much the prompt cares about each place | timing: ms per stage | frame_size: (h, w) pixels | notes: what the user should know |
+    picked: all that was looked at, {scale px: ascending int32 patch ids} | prob: (rows, cols) f32 in [0, 1], how much the prompt cares about each place | timing: ms per stage, that of the look's low-res pass in each of its answers | frame_size: (h, w) pixels | notes: what the user should know |
     other: where the frame was looked at again since the first answer was not sure, the answer that is less sure | origin_px: (x, y) frame pixels from which on picked and prob count places,
     (0, 0) but of a second look.
     """

@@ -74,8 +74,16 @@ def ask_each(look, prompts: Sequence[str], *, look_again=None, **options) -> lis
 
 
 def _is_plain(options: dict) -> bool:
-    """Whether nothing is said of where and how much to look."""
-    return all(options.get(name) is None for name in ("tokens", "looks", "scales", "selection"))
+    """Whether nothing is said of where and how much to look, nor choices are given."""
+    return all(options.get(name) is None for name in ("tokens", "looks", "scales", "selection", "choices"))
+
+
+def _unused(session, options: dict, choices) -> tuple[str, ...]:
+    """A note where options of answers in words are given and none comes."""
+    given = [name for name in ("max_tokens", "sampling", "cancel", "on_text") if options.get(name) is not None]
+    if not given or session.language is not None and choices is None:
+        return ()
+    return (f"{', '.join(given)}: for answers in words; here " + ("none comes, this bundle has no language model" if session.language is None else "choices are ranked"),)
 
 
 def _ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=None, choices=None, selection=None, **options) -> list[Answer]:
@@ -122,7 +130,8 @@ def _answered(asked: Sequence[Asked], budget, choices, *, rule=None, smooth=Fals
         waiting = [i for i in waiting if not kept[i][2].found and kept[i][2].whole]
         if not waiting:
             break
-    return [_answers(each, *kept[i], looked[i]) for i, each in enumerate(asked)]
+    unused = _unused(session, {"max_tokens": max_tokens, "sampling": sampling, "cancel": cancel, "on_text": on_text}, choices)
+    return [_answers(each, *kept[i], looked[i], unused) for i, each in enumerate(asked)]
 
 
 def look_for(seen: Sequence, prompt: str, embedding, timing: Timing, selection: str | None = None):
@@ -225,9 +234,9 @@ def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sam
     return Words(text, notes, confidence, found, whole)
 
 
-def _answers(asked: Asked, encodings, ranked, words: Words, looked: list[list]) -> list[Answer]:
-    """looked: the encodings of every glance, those of the one that was answered among them."""
-    notes = words.notes if len(looked) == 1 else words.notes + (f"looked at {len(looked)} places one after another, the most probable first",)
+def _answers(asked: Asked, encodings, ranked, words: Words, looked: list[list], notes: tuple[str, ...]) -> list[Answer]:
+    """looked: the encodings of every glance, those of the one that was answered among them | notes: of every answer."""
+    notes += words.notes if len(looked) == 1 else words.notes + (f"looked at {len(looked)} places one after another, the most probable first",)
     answers = []
     for n, (look, encoding, choices, timing) in enumerate(zip(asked.seen, encodings, ranked, asked.timings)):
         size = (look.frame.height, look.frame.width)

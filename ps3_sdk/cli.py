@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -46,7 +47,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--device", choices=("cpu", "cuda"), help="where ONNX bundles run (default: cpu; cuda needs onnxruntime-gpu in place of onnxruntime)")
 
     def selection(sub) -> None:
-        sub.add_argument("--bottom-up", action="store_true", help="pick patches by saliency, whatever the prompt")
+        how = sub.add_mutually_exclusive_group()
+        how.add_argument("--bottom-up", action="store_true", help="pick patches by saliency, whatever the prompt")
+        how.add_argument("--top-down", action="store_true", help="pick patches wherever the prompt's map is high, also of bundles that look around the most probable place first")
+        sub.add_argument("--scales", type=int, metavar="N", help="look only at the first N high-res scales")
         sub.add_argument("--smooth", action="store_true", help="average the probabilities over 6 x 6 areas of the frame before picking")
 
     def frame(sub) -> None:
@@ -56,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     frame(ask)
     ask.add_argument("prompt", metavar="PROMPT", help="what to look for; \"\" picks by saliency alone, with an encoder")
     bundle_and_threads(ask)
-    ask.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode (default: what the bundle says, see ps3 info; of encoders one look); of a bundle that looks in one place, twice that and more are spent in further places until something is found")
+    amount = ask.add_mutually_exclusive_group()
+    amount.add_argument("--looks", type=int, metavar="N", help="full looks of the model, in place of --tokens")
+    amount.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode (default: what the bundle says, see ps3 info; of encoders one look); of a bundle that looks in one place, twice that and more are spent in further places until something is found")
     selection(ask)
     ask.add_argument("--choices", nargs="+", metavar="TEXT", help="rank these answers")
     ask.add_argument("--look-again", type=float, metavar="P", help="look at the frame again where the answer is less sure than this, 0: never (default: what the bundle says)")
@@ -133,7 +139,7 @@ def _session(options):
 
 
 def _selection(options) -> dict:
-    return {"selection": "bottom_up" if options.bottom_up else None, "smooth": options.smooth}
+    return {"selection": "bottom_up" if options.bottom_up else "top_down" if options.top_down else None, "scales": options.scales, "smooth": options.smooth}
 
 
 def _frame(options):
@@ -145,7 +151,7 @@ def _ask(options) -> None:
         from .draw import suffix_of
         suffix_of(options.overlay)      # said before the work
     with _session(options) as session:
-        answer = session.ask(_frame(options), options.prompt, tokens=options.tokens, choices=options.choices, look_again=options.look_again, max_tokens=options.max_tokens,
+        answer = session.ask(_frame(options), options.prompt, tokens=options.tokens, looks=options.looks, choices=options.choices, look_again=options.look_again, max_tokens=options.max_tokens,
                              **_selection(options))
         print(answer.to_json() if options.json else answer, flush=True)
         if options.overlay:
@@ -159,7 +165,7 @@ def _encode(options) -> None:
     if options.prompt_embedding:
         try:
             embedding = np.load(options.prompt_embedding, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise InputError(f"[encode] {options.prompt_embedding} cannot be read as a vector: {error}. Write it with numpy.save, float32.") from error
     check_place(options.output, "encode")
     with _session(options) as session:
@@ -247,7 +253,7 @@ def _bench(options) -> None:
 
 def _eval(options) -> None:
     from .evaluate import command
-    figures, note = command.run(options)
+    figures, note = command.run(options, _session)
     if note:
         print(f"ps3: {note}", file=sys.stderr)
     print(figures)

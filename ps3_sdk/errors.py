@@ -2,7 +2,7 @@
 
     Ps3Error
     |-- InputError           what the caller passed cannot be used (also a ValueError)
-    |   `-- BudgetError      a budget of tokens or milliseconds cannot be met
+    |   `-- BudgetError      a budget of tokens cannot be met
     |-- BundleError          an engine.plan is missing, damaged, or not what it says
     |-- RuntimeMissingError  a package or device that was asked for is not here (also an ImportError)
     |-- RuntimeFailedError   a runtime or the core failed while working

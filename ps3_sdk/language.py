@@ -17,6 +17,7 @@ from .errors import BundleError, InputError
 from .language_model import LanguageModel, ReadState
 from .manifest import most_in_a_run
 from .probability import enlarged, pooling_weights
+from .prompt import checked_text, tokenizers
 
 IMAGE, VIDEO = "<image>", "<vila/video>"
 
@@ -53,13 +54,12 @@ class Language:
     model: reads rows and answers instead of the decode network, which may be absent then."""
 
     def __init__(self, bundle, networks, tables, model: LanguageModel | None = None):
-        from tokenizers import Tokenizer
-
         self.spec = bundle.manifest["language"]
         self.geometry = bundle.manifest["geometry"]
         self._networks, self._tables = networks, tables
+        library = tokenizers()
         try:
-            self._tokenizer = Tokenizer.from_str(bytes(bundle.member(self.spec["tokenizer"])).decode())
+            self._tokenizer = library.Tokenizer.from_str(bytes(bundle.member(self.spec["tokenizer"])).decode())
         except Exception as error:      # the library raises plain Exception
             raise BundleError(f"[prompt] {bundle.path} holds a tokenizer that cannot be read: {error}. Export the bundle again.") from error
         self.decoder: LanguageModel = model if model is not None else Decoder(networks["decode"], DecoderSpec(**{name: self.spec[name] for name in (
@@ -82,7 +82,7 @@ class Language:
 
     def message(self, parts: Sequence[object]) -> str:
         """Strings and frames (anything else) joined by nothing; control words for frames are deleted from strings."""
-        text = "".join(_clean(part) if isinstance(part, str) else IMAGE for part in parts)
+        text = "".join(_clean(checked_text(part)) if isinstance(part, str) else IMAGE for part in parts)
         num_frames = sum(not isinstance(part, str) for part in parts)
         if text.count(IMAGE) != num_frames or VIDEO in text:
             raise InputError(f"[encode_prompt] two texts together read {IMAGE} or {VIDEO}; only frames may. Pass the text as one part.")

@@ -12,7 +12,7 @@ from .errors import InputError, Ps3Error, RuntimeMissingError
 from .frame import Frame
 from .session import DEFAULT_BUNDLE, Session
 
-EXTRAS = {"export": ("torch", "onnx", "safetensors"), "vlm": ("onnxruntime-genai", "transformers"), "trt": ("tensorrt",), "trt-rtx": ("tensorrt_rtx",), "gpu": ("onnxruntime-gpu",), "eval": ("matplotlib",)}
+EXTRAS = {"export": ("torch", "onnx", "safetensors"), "vlm": ("onnxruntime-genai", "transformers"), "trt": ("tensorrt",), "trt-rtx": ("tensorrt_rtx",), "eval": ("matplotlib",)}
 
 
 def machine() -> str:

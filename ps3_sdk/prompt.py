@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import BundleError, InputError
+from .errors import BundleError, InputError, RuntimeMissingError
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -27,13 +27,25 @@ class Prompt:
     anywhere: bool = False
 
 
+def checked_text(text: str) -> str:
+    """The text. Raises InputError: it holds half of a character, as the command line makes of bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"[encode_prompt] the text holds {text[error.start]!r} at {error.start}, half of a character; whole ones are needed. Write it in UTF-8.") from error
+    return text
+
+
 def clean(text: str, how: str) -> str:
     """The text as the tokenizer wants it. how: "whitespace", "lower" or "canonicalize".
 
     All repair broken Unicode, unescape HTML twice and collapse white space; lower also lowers the case; canonicalize turns
     "_" into a space, drops ASCII punctuation and lowers the case. Source: PS3's tokenizer, after big_vision and OpenCLIP.
     """
-    import ftfy     # here, because most programs ask with a handful of prompts and none at import time
+    try:
+        import ftfy     # here, because most programs ask with a handful of prompts and none at import time
+    except ImportError as error:
+        raise RuntimeMissingError("[encode_prompt] ftfy is not installed; prompts are cleaned by it. pip install ftfy") from error
 
     text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     if how == "canonicalize":
@@ -43,6 +55,15 @@ def clean(text: str, how: str) -> str:
     return " ".join(text.split())
 
 
+def tokenizers():
+    """The package. Raises RuntimeMissingError: it is not installed, which pip does with this one."""
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise RuntimeMissingError("[prompt] tokenizers is not installed; prompts are read by it. pip install tokenizers") from error
+    return tokenizers
+
+
 class PromptTokenizer:
     """Text -> (1, context_length) int64 ids, padded with pad_id; longer texts are cut, which is noted.
 
@@ -50,12 +71,10 @@ class PromptTokenizer:
     """
 
     def __init__(self, bundle):
-        from tokenizers import Tokenizer
-
-        self.spec = bundle.manifest["text"]
+        self.spec, library = bundle.manifest["text"], tokenizers()
         length = self.spec["context_length"]
         try:
-            tokenizer = Tokenizer.from_str(bytes(bundle.member(self.spec["tokenizer"])).decode())
+            tokenizer = library.Tokenizer.from_str(bytes(bundle.member(self.spec["tokenizer"])).decode())
             padding, truncation = tokenizer.padding or {}, tokenizer.truncation or {}
             tokenizer.enable_truncation(length, direction=truncation.get("direction", "right"))
             tokenizer.enable_padding(direction=padding.get("direction", "right"), pad_id=self.spec["pad_id"], pad_token=padding.get("pad_token", "<pad>"),
@@ -68,7 +87,7 @@ class PromptTokenizer:
         """Returns ids and notes. Raises InputError when `text` is no str."""
         if not isinstance(text, str):
             raise InputError(f"[encode_prompt] the prompt is {type(text).__name__}; it must be a str. Pass vectors as prompt_embedding=.")
-        found = self._tokenizer.encode(clean(text, self.spec["clean"]))
+        found = self._tokenizer.encode(clean(checked_text(text), self.spec["clean"]))
         notes = []
         if found.overflowing:
             parts = [found, *found.overflowing]

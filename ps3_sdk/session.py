@@ -114,7 +114,7 @@ class Session(Stages):
             look_again: an answer less sure than this is looked for again, in the frame without half a patch of its first rows and columns, where characters lie otherwise in
                 patches; the surer answer is given, the other one is its `other`, and on_text gets its text when both are known. 0: never. Default: what the bundle says (the embedded
                 one: 0.8), nothing where tokens, looks, scales or selection is given.
-            max_tokens, sampling, cancel, on_text: of the answer's text (vision-language bundles): tokens at most, default what the bundle says; a
+            max_tokens, sampling, cancel, on_text: of the answer's text (vision-language bundles; of others a note says that none comes): tokens at most, default what the bundle says; a
                 ps3_sdk.Sampling, default greedy; a threading.Event or function that stops it; a function that is given each
                 piece of text as soon as it is certain.
             format: pixel format of an array, e.g. "BGR" for OpenCV frames, "NV12" or "YUYV" for cameras.

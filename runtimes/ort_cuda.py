@@ -28,7 +28,7 @@ def load(bundle, name: str, threads: int = 0, keep: bool = True, stream: int | N
     try:
         import onnxruntime
     except ImportError as error:
-        raise RuntimeMissingError("[ort_cuda] ONNX Runtime is not installed; its build for GPUs is needed. pip install 'ps3_sdk[gpu]'") from error
+        raise RuntimeMissingError("[ort_cuda] ONNX Runtime is not installed; its build for GPUs is needed. pip install onnxruntime-gpu") from error
     if PROVIDER not in onnxruntime.get_available_providers():
         raise RuntimeMissingError(f"[ort_cuda] onnxruntime {onnxruntime.__version__} here has {', '.join(onnxruntime.get_available_providers())}; {PROVIDER} is needed. "
                                   "Both packages lie in one folder, and the CPU's was written last: pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu, "

@@ -7,7 +7,11 @@ import sys
 import numpy as np
 import pytest
 
+from conftest import ROOT
 from ps3_sdk import cli
+
+
+PANEL = ROOT / "examples/frames/panel_4k.jpg"
 
 
 def run(capsys, *arguments):
@@ -99,6 +103,32 @@ def test_bench_and_doctor_print_what_they_promise(capsys):
     assert code == 0 and result["runs"] == 2 and {"p50", "p95", "p99"} == set(result["ms"]["ask"])
     code, out, _ = run(capsys, "doctor")
     assert code == 0 and "all is well" in out and "onnxruntime" in out
+
+
+def test_doctor_says_what_is_missing(capsys, monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    code, out, _ = run(capsys, "doctor")
+    assert code == 1 and "bundle      FAILED" in out and "pip install tokenizers" in out
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 no archive"])
+def test_a_file_that_is_no_vector_is_named(capsys, tmp_path, data):
+    (tmp_path / "v.npy").write_bytes(data)
+    code, _, err = run(capsys, "encode", PANEL, "--prompt-embedding", tmp_path / "v.npy", "-o", tmp_path / "o.npz")
+    assert code == 1 and "v.npy cannot be read as a vector" in err
+
+
+def test_a_prompt_of_halves_of_characters_is_refused(capsys, seeded):
+    for bundle in ([], ["--bundle", seeded]):
+        code, _, err = run(capsys, "ask", PANEL, "caf\udce9", *bundle)
+        assert code == 1 and "half of a character" in err
+
+
+def test_where_and_how_much_to_look_can_be_said(capsys):
+    code, out, _ = run(capsys, "ask", PANEL, "what is on the blue gauge?", "--top-down", "--scales", 2, "--looks", 1, "--json")
+    picked = json.loads(out)["picked"]
+    assert code == 0 and picked["756"] and picked["1512"] and not picked.get("3780")
 
 
 def test_the_build_for_gpus_is_onnx_runtime_too(monkeypatch):

@@ -53,6 +53,8 @@ def test_cpp_example_reads_a_ppm_and_refuses_anything_else(examples, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     (tmp_path / "frame.ppm").write_bytes(b"P6\n640 480\n255\n" + pixels.tobytes())
     assert "3780 px: 426 of 72900" in run(examples / "pick_patches", tmp_path / "frame.ppm")
+    (tmp_path / "comment.ppm").write_bytes(b"P6\n# made by a painter\n640 480\n# of 8 bits\n255\n" + pixels.tobytes())
+    assert "3780 px: 426 of 72900" in run(examples / "pick_patches", tmp_path / "comment.ppm")
     (tmp_path / "short.ppm").write_bytes(b"P6\n640 480\n255\n" + pixels.tobytes()[:-1])
     assert subprocess.run([examples / "pick_patches", tmp_path / "short.ppm"], capture_output=True).returncode == 1
 

@@ -140,7 +140,7 @@ def test_a_file_of_questions(folder):
     path = write(folder / "q.jsonl", GOOD, "", {**GOOD, "frame": "sub/b.png", "choices": ["41", "42"], "box_px": [1, 2, 3, 4], "domain": "signs"},
                  {**GOOD, "answer": "", "box_px": [[0, 0, 5, 5], [1.5, 1, 9, 9]]})
     first, second, third = read_questions(path)
-    assert first.frame() == folder / "a.png" and first.domain == "all" and first.kind == "value" and first.choices == ()
+    assert first.frame() == folder / "a.png" and first.domain == "" and first.kind == "value" and first.choices == ()
     assert second.where.endswith("line 3") and second.boxes_px == ((1, 2, 3, 4),) and second.choices == ("41", "42") and second.domain == "signs"
     assert third.kind == "not there" and len(third.boxes_px) == 2
     before = read_questions(path).settings

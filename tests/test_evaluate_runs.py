@@ -35,7 +35,7 @@ def test_a_run_continues_where_it_was_stopped(session, folder):
     items = ItemList(read_questions(path), "q", read_questions(path).settings)
     items[:] = [Item(**{**vars(item), "frame": lambda item=item: asked.append(item.key) or item.frame()}) for item in items]
     summary = evaluate(session, items, tokens=16, folder=folder / "out", progress=lambda done, total, _: seen.append((done, total)))
-    assert asked == ["line 3", "line 4"] and seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert asked == ["line 3", "line 4"] and seen == [(3, 4), (4, 4)]
     assert summary["n"] == summary["choice_accuracy_n"] == summary["selection_recall_n"] == 4 and summary["exact_match"] is None
     assert evaluate(session, read_questions(path), tokens=16, folder=folder / "out")["choice_accuracy"] == summary["choice_accuracy"]
     assert "q: 4 questions" in table(summary) and json.dumps(summary, allow_nan=False)

@@ -184,6 +184,14 @@ def test_texts_that_are_none_are_refused(session, texts):
         session.encode_text(texts)
 
 
+def test_what_is_of_answers_in_words_is_noted_where_none_come(session, photo):
+    answer = session.ask(photo, "a boat", tokens=8, on_text=print, cancel=lambda: False)
+    assert any(note.startswith("cancel, on_text: for answers in words; here none comes") for note in answer.notes)
+    assert not any("in words" in note for note in session.ask(photo, "a boat", tokens=8).notes)
+    with pytest.raises(errors.InputError, match="look_again is 0.5.*no language model"):
+        session.ask(photo, "a boat", tokens=8, look_again=0.5)
+
+
 def test_what_is_told_pieces_of_text_is_a_function(session, photo):
     look = session.look(photo)
     for ask in (lambda: session.ask(photo, "a boat", on_text=5), lambda: look.ask("a boat", on_text=5), lambda: session.ask_frames([look], "a boat", on_text=5)):

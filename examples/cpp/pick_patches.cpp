@@ -30,9 +30,13 @@ Picture made_picture() {
 
 bool read_ppm(const char* path, Picture& picture) {
   std::ifstream file(path, std::ios::binary);
-  std::string magic;
+  std::string magic, line;
   int maximum = 0;
-  file >> magic >> picture.width >> picture.height >> maximum;
+  file >> magic;
+  for (int* number : {&picture.width, &picture.height, &maximum}) {
+    while ((file >> std::ws).peek() == '#') std::getline(file, line);  // a comment
+    file >> *number;
+  }
   file.ignore(1);
   if (!file || magic != "P6" || maximum != 255 || picture.width < 1 || picture.height < 1) return false;
   picture.rgb.resize(std::size_t{3} * picture.height * picture.width);

@@ -15,7 +15,7 @@ class Item:
 
     key: names it in its set | where: names it in errors | frame: gives what Frame.of takes | answer: "" where the frame cannot
     answer | choices: in the order in which they are shown, () where the answer is free | boxes_px: what must be seen, each
-    (x0, y0, x1, y1) frame pixels | domain: results are also told by it | kind: "value", or why there is no answer | cap_px: height of
+    (x0, y0, x1, y1) frame pixels | domain: results are also told by it, "" none | kind: "value", or why there is no answer | cap_px: height of
     its capitals in a 3840x2160 frame.
     """
     key: str
@@ -25,7 +25,7 @@ class Item:
     answer: str
     choices: tuple[str, ...] = ()
     boxes_px: tuple[tuple[float, float, float, float], ...] = ()
-    domain: str = "all"
+    domain: str = ""
     kind: str = "value"
     cap_px: float | None = None
 
@@ -74,6 +74,14 @@ def check_frame(path, boxes_px, where: str) -> None:
         if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
             raise InputError(f"{where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) lies outside of its frame of {width} x {height} pixels. Boxes are in pixels of the upright frame, "
                              "as large as it is in the file.")
+
+
+def is_text(value) -> bool:
+    """A str that can be written: JSON may hold halves of characters."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def is_number(value) -> bool:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path, PurePosixPath
 
 from ..errors import InputError
-from .items import Item, ItemList, check_frame, checked_boxes, digest, digest_of_file
+from .items import Item, ItemList, check_frame, checked_boxes, digest, digest_of_file, is_text
 from .words import LETTERS, normalise
 
 KEYS = {"frame": True, "prompt": True, "answer": True, "choices": False, "box_px": False, "domain": False}      # key -> needed
@@ -46,10 +46,10 @@ def _item(line: bytes, number: int, where: str, folder: Path, frames: dict[Path,
     if missing or unknown:
         raise InputError(f"{where} lacks {missing} and has unknown {unknown}; the keys are {', '.join(KEYS)}. Correct the names.")
     for key in ("frame", "prompt", "answer", "domain"):
-        if not isinstance(entry.get(key, ""), str):
-            raise InputError(f"{where}: {key} is {str(entry[key])[:80]!r}; a text is needed.")
+        if not is_text("" if key == "domain" and entry.get(key) is None else entry[key]):
+            raise InputError(f"{where}: {key} is {str(entry[key])[:80]!r}; a text is needed, of whole characters.")
     choices = entry.get("choices") or []
-    if not isinstance(choices, list) or len(choices) == 1 or len(choices) > len(LETTERS) or not all(isinstance(each, str) and each.strip() for each in choices):
+    if not isinstance(choices, list) or len(choices) == 1 or len(choices) > len(LETTERS) or not all(is_text(each) and each.strip() for each in choices):
         raise InputError(f"{where}: choices is {str(choices)[:80]}; 2 to {len(LETTERS)} texts are needed, or none.")
     if len({normalise(each) for each in choices}) < len(choices):
         raise InputError(f"{where}: two choices read the same; each must differ from the others in more than case.")
@@ -65,7 +65,7 @@ def _item(line: bytes, number: int, where: str, folder: Path, frames: dict[Path,
     if frame not in frames:
         frames[frame] = digest_of_file(frame)
     answerable = bool(entry["answer"].strip())
-    return Item(f"line {number}", where, lambda: frame, entry["prompt"], entry["answer"], tuple(choices), boxes, entry.get("domain") or "all",
+    return Item(f"line {number}", where, lambda: frame, entry["prompt"], entry["answer"], tuple(choices), boxes, entry.get("domain") or "",
                 "value" if answerable else "not there")
 
 
@@ -74,9 +74,13 @@ def inside(folder: Path, name: str, where: str) -> Path:
     parts = PurePosixPath(name).parts
     if not name or "\0" in name or "\\" in name or not parts or name.startswith("/") or ".." in parts or ":" in parts[0]:
         raise InputError(f"{where} is {name[:80]!r}; a path inside the file's own folder is needed, with / between its parts. Put the frame there.")
-    path = (folder / name).resolve()
+    try:
+        path = (folder / name).resolve()
+        is_there = path.is_file()
+    except (OSError, RuntimeError) as error:        # a name that is too long, links in a circle
+        raise InputError(f"{where} {name[:80]!r} cannot be looked for: {getattr(error, 'strerror', None) or error}. Correct the line.") from error
     if not path.is_relative_to(folder):
         raise InputError(f"{where} {name[:80]!r} leads out of {folder} by a link; frames must lie inside it. Copy the frame there.")
-    if not path.is_file():
+    if not is_there:
         raise InputError(f"{where} {name[:80]!r} is not there; {path} is needed. Copy the frame there, or correct the line.")
     return path

@@ -33,25 +33,39 @@ def evaluate(session: Session, items: Iterable[Item], *, tokens: int | None = No
         open_seconds: how long the session took to open, for the record | progress: called with (done, total, text).
     Returns:
         the summary, plain dicts; docs/evaluation.md names every key.
+    What cannot be asked, as a damaged frame, is told in `failed` and asked again by the next call.
     Raises:
-        InputError that names the item: a frame that cannot be read, a free answer wanted of a bundle without a language model.
+        InputError that names the item: two of one key, or one that cannot be asked where none was before it.
     """
     settings = {"format": FORMAT, "items": items.settings, "bundle": bundle_of(session), "tokens": tokens, "scales": scales, "selection": selection, "look_again": look_again, "max_tokens": max_tokens,
                 "threads": session.threads, "ran_on": ran_on(session), "language_model": language_model_of(session), "versions": versions(), "machine": machine()}
-    seen, first = set(), True
+    seen, failed, first = set(), [], True
     with Results(folder, settings) as results:
         for item in items:
+            if item.key in seen:
+                raise InputError(f"{item.where}: the key {item.key!r} is of an item before it, too. Give each item a key of its own.")
+            seen.add(item.key)
             known = results.records.get(item.key)
-            if known is None or known["prompt"] != item.prompt:
+            is_kept = known is not None and known["prompt"] == item.prompt
+            if is_kept:
+                continue
+            try:
                 results.add(_record(session, item, tokens, scales, selection, look_again, max_tokens, first))
                 first = False
-            seen.add(item.key)
+            except InputError as error:
+                if not results.records:         # so it may be with all of them
+                    raise
+                results.records.pop(item.key, None)
+                failed.append({"key": item.key, "why": str(error)})
             if progress:
                 progress(len(seen), max(len(items), len(seen)), item.domain)
+        if progress and seen and is_kept:
+            progress(len(seen), max(len(items), len(seen)), "")
         records = [record for key, record in results.records.items() if key in seen]
     summary = {"set": items.name, "settings_hash": results.hash, **summarise(records), **{name: value for name, value in settings.items() if name != "format"}}
     summary["seconds_per_question"]["open"] = None if open_seconds is None else round(open_seconds, 4)
-    summary["notes"] = _notes(session, items, records)
+    summary["failed"] = failed
+    summary["notes"] = _notes(session, items, records) + ([f"{len(failed)} of {len(seen)} questions could not be asked and count nowhere; the first: {failed[0]['why']}"] if failed else [])
     return summary
 
 
@@ -72,11 +86,14 @@ def versions() -> dict[str, str]:
 
 def ask(session: Session, frame: Frame, item: Item, **budget) -> tuple[Answer, str]:
     """The answer, and what counts as said: its text, or the choice that it names."""
+    if session.language is None:
+        budget.pop("max_tokens", None)
+        if not item.prompt.strip():             # there is nothing to look for
+            budget.pop("selection", None)
     if not item.choices:
         answer = session.ask(frame, item.prompt, **budget)
         return answer, answer.text or ""
     if session.language is None:
-        budget.pop("max_tokens", None)
         answer = session.ask(frame, item.prompt, choices=list(item.choices), **budget)
         return answer, answer.text
     answer = session.ask(frame, lettered(item.prompt, item.choices), **budget)

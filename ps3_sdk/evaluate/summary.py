@@ -20,7 +20,7 @@ MEASURES = {"exact_match": "right", "exact_match_low_res_only": "right_low_res_o
 def summarise(records: Sequence[dict]) -> dict:
     """Figures over all records, by domain, and by height of the text; what cannot be answered is told apart from what can."""
     asked = [record for record in records if record["kind"] == "value"]
-    domains = sorted({record["domain"] for record in asked})
+    domains = sorted({record["domain"] for record in asked} - {""})
     capped = [record for record in asked if record["cap_px"] is not None]
     return {
         **measures(asked),
@@ -86,18 +86,23 @@ def _told(name: str, values: Sequence[bool]) -> dict:
     return {name: found["share"], f"{name}_interval": found["interval"], f"{name}_n": found["n"]}
 
 
+def measured(summary: dict) -> list[str]:
+    """What there were questions for: exact_match of free answers, choice_accuracy, or both; the first where there were none."""
+    return [name for name in ("exact_match", "choice_accuracy") if summary.get(f"{name}_n")] or ["exact_match"]
+
+
 def table(summary: dict) -> str:
     """What a person reads first."""
-    free = summary["exact_match_n"] > 0
-    name = "exact_match" if free else "choice_accuracy"
+    free, names = summary["exact_match_n"] > 0, measured(summary)
     budgets = list(summary["selection_recall"])
-    lines = [f"{summary['set']}: {summary['n']} questions, {summary['bundle']['name']} ({summary['bundle']['hash']}), {summary['machine']}",
-             f"{'':<12}{'n':>6}{name.replace('_', ' '):>26}{'low-res only':>24}" + "".join(f"{'recall ' + budget:>13}" for budget in budgets)]
+    lines = [f"{summary['set']}: {summary['n']} questions, {summary['bundle']['name']} ({summary['bundle']['hash']}), {summary['machine']}"]
     rows = [("all", summary), *summary["by_domain"].items(), *((f"{band} px", row) for band, row in summary["by_cap_px"].items())]
-    for title, row in rows:
-        if row["n"]:
-            lines.append(f"{title[:11]:<12}{row['n']:>6}{_percent(row, name):>26}{_percent(row, name + '_low_res_only'):>24}"
-                         + "".join(f"{_plain(row['selection_recall'].get(budget)):>13}" for budget in budgets))
+    for name in names:
+        lines.append(f"{'':<12}{'n':>6}{name.replace('_', ' '):>26}{'low-res only':>24}" + "".join(f"{'recall ' + budget:>13}" for budget in budgets))
+        for title, row in rows:
+            if row.get(f"{name}_n"):
+                lines.append(f"{title[:11]:<12}{row[f'{name}_n']:>6}{_percent(row, name):>26}{_percent(row, name + '_low_res_only'):>24}"
+                             + "".join(f"{_plain(row['selection_recall'].get(budget)):>13}" for budget in budgets))
     if budgets:
         lines += [f"{told}: " + ", ".join(f"recall {budget} {_plain(share)}" for budget, share in summary[f"selection_{name}"].items())
                   for name, told in RECALLS.items() if told and summary[f"selection_{name}"]]

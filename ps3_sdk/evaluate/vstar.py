@@ -1,4 +1,4 @@
-"""A folder in V*Bench's layout: per question a picture and a JSON file of the same name; subfolders are its domains.
+"""A folder in V*Bench's layout: per question a picture and a JSON file of the same name; subfolders are its domains. Other JSON files, as results have, are left alone.
 
 JSON: {"target_object": [..], "bbox": [[x, y, w, h], ..] frame pixels, "question": "..", "options": ["..", ..]}, the FIRST option is correct.
 Source: V*Bench, arXiv 2312.14135; 191 questions in direct_attributes and relative_position.
@@ -6,13 +6,14 @@ Source: V*Bench, arXiv 2312.14135; 191 questions in direct_attributes and relati
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
-from .items import Item, ItemList, check_frame, checked_boxes, digest, digest_of_file
+from .items import Item, ItemList, check_frame, checked_boxes, digest, digest_of_file, is_text
 from .words import LETTERS, normalise
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -26,14 +27,23 @@ def read_vstar(folder, seed: int = 0) -> ItemList:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"[evaluate] {folder} is no folder; V*Bench's layout is a folder of pictures with JSON files of the same names.")
+    if seed < 0:
+        raise InputError(f"[evaluate] seed is {seed}; a whole number of at least 0 is needed.")
     items, contents = [], []
-    for path in sorted(folder.rglob("*.json")):
-        data = path.read_bytes()
-        items.append(_item(path, data, folder, seed))
-        contents += [path.relative_to(folder).as_posix(), data, digest_of_file(items[-1].frame())]
+    for path in sorted(path for path in folder.rglob("*.json") if not path.is_dir()):
+        name = path.relative_to(folder).as_posix()
+        if not is_text(name):
+            raise InputError(f"[evaluate] the name of {os.fsencode(path)!r} is not UTF-8. Rename it.")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"[evaluate] {path} cannot be read: {error.strerror or error}. Make it readable, or take it away.") from error
+        if (item := _item(path, data, folder, seed)) is not None:
+            items.append(item)
+            contents += [name, data, digest_of_file(item.frame())]
     if not items:
         raise InputError(f"[evaluate] {folder} holds no .json file; V*Bench's layout is a picture and a JSON file of the same name per question.")
-    return ItemList(items, folder.name, {"set": "vstar", "folder": folder.resolve().name, "seed": seed, "contents": digest(*contents)})
+    return ItemList(items, folder.resolve().name, {"set": "vstar", "folder": folder.resolve().name, "seed": seed, "contents": digest(*contents)})
 
 
 def shuffled(options: list[str], seed: int, name: str) -> tuple[str, ...]:
@@ -42,24 +52,27 @@ def shuffled(options: list[str], seed: int, name: str) -> tuple[str, ...]:
     return tuple(options[i] for i in order)
 
 
-def _item(path: Path, data: bytes, folder: Path, seed: int) -> Item:
+def _item(path: Path, data: bytes, folder: Path, seed: int) -> Item | None:
+    """None: this JSON has neither a picture beside it nor anything of a question."""
     name, where = path.relative_to(folder).as_posix(), f"[evaluate] {path}"
     try:
         entry = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is no JSON: {error}. Download it again.") from error
+    picture = next((path.with_suffix(suffix) for suffix in (*PICTURES, *map(str.upper, PICTURES)) if path.with_suffix(suffix).is_file()), None)
+    if picture is None and not (isinstance(entry, dict) and {"question", "options"} & set(entry)):
+        return None
     options = entry.get("options") if isinstance(entry, dict) else None
-    if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS) or not all(isinstance(each, str) and each.strip() for each in options) \
+    if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS) or not all(is_text(each) and each.strip() for each in options) \
             or len({normalise(each) for each in options}) < len(options):
         raise InputError(f"{where}: options is {str(options)[:80]}; at least two different texts are needed, the correct one first.")
-    if not isinstance(entry.get("question"), str) or not entry["question"].strip():
+    if not is_text(entry.get("question")) or not entry["question"].strip():
         raise InputError(f"{where}: question is {str(entry.get('question'))[:80]!r}; a text is needed.")
     boxes = checked_boxes(entry.get("bbox") or [], f"{where}: bbox", "[[x, y, w, h], ..] in frame pixels")
     if not all(w > 0 and h > 0 for _, _, w, h in boxes):
         raise InputError(f"{where}: bbox is {str(entry['bbox'])[:80]}; widths and heights above 0 are needed.")
-    picture = next((path.with_suffix(suffix) for suffix in (*PICTURES, *map(str.upper, PICTURES)) if path.with_suffix(suffix).is_file()), None)
     if picture is None:
         raise InputError(f"{where} has no picture beside it; {path.stem} with {', '.join(PICTURES)} is needed. Download it again.")
     boxes = tuple((x, y, x + w, y + h) for x, y, w, h in boxes)
     check_frame(picture, boxes, where)
-    return Item(name, where, lambda: picture, entry["question"], options[0], shuffled(options, seed, name), boxes, path.parent.name if path.parent != folder else "all")
+    return Item(name, where, lambda: picture, entry["question"], options[0], shuffled(options, seed, name), boxes, "" if path.parent == folder else path.parent.relative_to(folder).as_posix())

@@ -38,14 +38,17 @@ def lettered(prompt: str, choices: Sequence[str]) -> str:
 def chosen(text: str | None, choices: Sequence[str]) -> int | None:
     """Index of the option that an answer names, None where that is not clear.
 
-    In this order: the option's text itself; its letter alone or before `.`, `)` or `:`; the only option whose text stands in it.
+    In this order: the option's text itself; its letter alone or before `.`, `)` or `:`; the only option whose text stands in it. Where an option is itself
+    a letter, as in C or A, a letter is what was asked for and comes first.
     """
     said = normalise(text)
-    options = [normalise(choice).rstrip(".") for choice in choices]
+    options, letter = [normalise(choice).rstrip(".") for choice in choices], _LETTER.match(said)
+    by_letter = LETTERS.index(letter[1]) if letter and LETTERS.index(letter[1]) < len(choices) else None
+    if by_letter is not None and set(LETTERS) & set(options):
+        return by_letter
     if said.rstrip(".") in options:
         return options.index(said.rstrip("."))
-    letter = _LETTER.match(said)
-    if letter and LETTERS.index(letter[1]) < len(choices):
-        return LETTERS.index(letter[1])
+    if by_letter is not None:
+        return by_letter
     inside = [i for i, option in enumerate(options) if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)]
     return inside[0] if len(inside) == 1 else None
