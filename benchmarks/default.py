@@ -3,7 +3,8 @@
     python benchmarks/default.py [--bundle PLAN] [--rounds 5] [--asks 20] [--threads 0]
 
 Every round is a new process. first: from the end of `import ps3_sdk` to the first answer, opening, checking every hash and decoding the
-frame's JPEG included. warm: one ask of a decoded frame, low-res pass and answer included; the questions of panel_4k.jsonl take turns.
+frame's JPEG included. warm: one ask of a decoded frame, low-res pass and answer included; the questions of panel_4k.jsonl take turns. Of these,
+looked_again says what share was looked at a second time, since its first answer was not sure; once and twice are asks that never and always are.
 Memory is the kernel's VmHWM of the process, the frame included. Medians over rounds, least - most in brackets; one JSON object ends it.
 """
 from __future__ import annotations
@@ -28,17 +29,22 @@ def one_round(bundle: str | None, asks: int, threads: int) -> dict:
     with ps3_sdk.Session(bundle, threads=threads) as session:
         answer = session.ask(FRAMES / "panel_4k.jpg", questions[0])
         first = time.perf_counter()
-        frame, warm, stages = answer.frame, [], {}
+        frame, stages, ways = answer.frame, {}, {"warm": None, "once": 0, "twice": 1}
+        ms, again = {way: [] for way in ways}, []
         for i in range(asks):
-            asked = time.perf_counter()
-            answer = session.ask(frame, questions[i % len(questions)])
-            warm.append((time.perf_counter() - asked) * 1e3)
-            for stage, ms in answer.timing.stages_ms.items():
-                stages.setdefault(stage, []).append(ms)
+            for way, look_again in ways.items():
+                asked = time.perf_counter()
+                answer = session.ask(frame, questions[i % len(questions)], look_again=look_again)
+                ms[way].append((time.perf_counter() - asked) * 1e3)
+                if way == "warm":
+                    again.append(answer.other is not None)
+                if way == "once":
+                    for stage, each in answer.timing.stages_ms.items():
+                        stages.setdefault(stage, []).append(each)
         patches = sum(len(ids) for ids in answer.picked.values())
     with open("/proc/self/status") as lines:
         peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-    return {"import_s": imported - start, "first_s": first - imported, "warm_ms": statistics.median(warm), "peak_mb": peak, "patches": patches,
+    return {"import_s": imported - start, "first_s": first - imported, **{f"{way}_ms": statistics.median(each) for way, each in ms.items()}, "looked_again": statistics.fmean(again), "peak_mb": peak, "patches": patches,
             "bundle_mb": session.bundle.size_bytes / 1e6, **{f"{stage}_ms": statistics.median(each) for stage, each in stages.items()}}
 
 

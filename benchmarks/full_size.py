@@ -156,7 +156,7 @@ def export_random(plan: Path, precision: str) -> None:
     exported = plan.with_suffix(".fp32.new") if half else plan
     write(RandomCheckpoint(config), Prepared(config, f"so400m-4k-random-{precision}", "none", (0.5,) * 3, (0.5,) * 3, weights="random"), exported, progress, "fp32" if half else precision)
     if half:
-        build_engine(exported, plan, EngineOptions("onnx", precision="fp16"), progress)
+        build_engine(exported, plan, EngineOptions("onnx", precision="fp16"), progress=progress)
         exported.unlink()
     seconds = time.perf_counter() - start
     with Bundle.open(plan, verify=False) as bundle:

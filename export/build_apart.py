@@ -75,9 +75,18 @@ def main(arguments: list[str]) -> None:
                    "timing_cache": plan["timing_cache"] and Path(plan["timing_cache"])})
     try:
         engine = build(vendor(request["runtime"], "build"), request["onnx"], plan, lambda line: print(line, flush=True))
-        (folder / f"{plan.name}.engine").write_bytes(engine)
-    except (Ps3Error, OSError) as error:
+        _write(folder / f"{plan.name}.engine", engine)
+    except Ps3Error as error:
         (folder / "answer.json").write_text(json.dumps(str(error)))
+
+
+def _write(path: Path, engine: memoryview) -> None:
+    try:
+        path.write_bytes(engine)
+    except OSError as error:
+        path.unlink(missing_ok=True)        # so that there is room for the answer
+        raise ExportError(f"[build] {path.parent} cannot be written to ({error.strerror or error}); {path.stem} lies there until it is in the bundle. "
+                          "Free some space or choose another disk.") from error
 
 
 def _fix_addresses(folder: Path) -> None:

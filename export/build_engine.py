@@ -24,11 +24,11 @@ from typing import Callable
 
 from ps3_sdk.atomic import check_place
 from ps3_sdk.bundle import Bundle
-from ps3_sdk.errors import ExportError, RuntimeMissingError
+from ps3_sdk.errors import ExportError, InputError, RuntimeMissingError
 from ps3_sdk.runtimes.trt_vendor import vendor
 from ps3_sdk.session import DEFAULT_BUNDLE
 
-from .engine_options import RTX_SMS, EngineOptions, check_options, estimate, known_sms, rtx_sms
+from .engine_options import RTX_SMS, EngineOptions, check_options, check_tokens, estimate, known_sms, rtx_sms
 from .graph import Graph
 from .standard_onnx import read_network
 
@@ -54,9 +54,12 @@ def build_engine(source: str | Path, output: str | Path, options: EngineOptions,
         return estimate({graph.name: _count(graph) for graph in of_checkpoint(source)}, options).lines(options, options.sms)
     if not dry_run:
         check_place(output, "build", ExportError)
+        if options.timing_cache is not None:
+            check_place(options.timing_cache, "build")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=None if dry_run else Path(output).resolve().parent, prefix=".ps3-build-")))
         bundle = stack.enter_context(_open(source, folder, options, dry_run, progress))
+        check_tokens(options, len(bundle.manifest["geometry"]["scales_px"]) - 1)
         names = vision_networks(bundle.manifest)
         graphs = {name: read_network(bundle, name) for name in names}
         if dry_run:
@@ -101,17 +104,18 @@ def _own_sm(options: EngineOptions, dry_run: bool) -> tuple[int, ...]:
 
 def _open(source: str | Path, folder: Path, options: EngineOptions, dry_run: bool, progress: Progress) -> Bundle:
     """The float32 bundle to build from; a checkpoint is exported first, its stages compared with PyTorch."""
-    if str(source) == "default":
-        return Bundle.open(DEFAULT_BUNDLE)
-    path = Path(source)
+    path = DEFAULT_BUNDLE if str(source) == "default" else Path(source)
     if path.is_file():
+        if options.llm_precision != "fp32":
+            raise InputError(f"[build] --llm-precision was given; {source} is a bundle, whose language model stays as it is. Leave it out, or give the checkpoint.")
         return Bundle.open(path)
     if dry_run:
         raise ExportError(f"[build] {source} is no file or folder here; a dry run fetches nothing. Give a bundle, a checkpoint folder or \"default\".")
-    from .export_checkpoint import export_checkpoint
+    from .export_checkpoint import export_checkpoint, is_vila_checkpoint
     progress(f"export {source} to ONNX first")
     exported = folder / "onnx.plan"
-    export_checkpoint(str(source), exported, check_frame=options.check_frame, progress=progress)
+    frame = None if is_vila_checkpoint(str(source)) else options.check_frame       # of VILA-HD the export takes none; the engines are measured on it
+    export_checkpoint(str(source), exported, check_frame=frame, llm_precision=options.llm_precision, progress=progress)
     return Bundle.open(exported)
 
 

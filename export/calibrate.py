@@ -8,25 +8,25 @@ import numpy as np
 
 from ps3_sdk.bundle import Bundle
 from ps3_sdk.runtimes import ort
-from ps3_sdk.session import Session
 from ps3_sdk.tensors import read_header
 
 from .check_picture import read_picture
 from .graph import Graph, Port
 from .quantise import Range, layers
 from .standard_onnx import read_network
+from .vision_session import open_vision
 
 
 def measure_ranges(bundle: Bundle, frames: list[Path], progress: Callable[[str], None] = lambda line: None) -> dict[str, Range]:
     """{weight of a linear layer of a block: Range of its input} over encode_low and encode_high of the frames, by saliency.
 
-    Raises InputError or ExportError for a file that is no picture: a range measured on less than was given would be silent.
+    Raises InputError for a file that is no picture: a range measured on less than was given would be silent.
     """
     watched = _Watched(bundle)
-    with Session(bundle.path, verify=False) as session:
+    with open_vision(bundle.path, bundle.manifest) as session:
         recorder = session._networks["encode"] = Recorder(ort.load(watched, "encode"), watched.ports)
         for number, path in enumerate(frames, 1):
-            session.encode(read_picture(path))
+            session.encode(read_picture(path), selection="bottom_up")
             progress(f"calibrate {number} of {len(frames)}: {path.name}")
         return recorder.ranges()
 

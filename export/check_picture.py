@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ps3_sdk.errors import ExportError
+from ps3_sdk.frame import Frame
 
 
 def sample_picture(height: int = 720, width: int = 1280, seed: int = 0) -> np.ndarray:
@@ -21,9 +21,5 @@ def sample_picture(height: int = 720, width: int = 1280, seed: int = 0) -> np.nd
 
 
 def read_picture(path) -> np.ndarray:
-    """(height, width, 3) uint8 RGB of a picture file. Raises ExportError when it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ExportError(f"[check] {path} cannot be read as a picture ({error}); a picture file is needed. Pass a JPEG or PNG.") from error
+    """(height, width, 3) uint8 RGB of a picture file, upright as an ask sees it. Raises InputError when it cannot be read."""
+    return np.array(Frame.of(path).picture())

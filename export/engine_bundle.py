@@ -1,6 +1,7 @@
 """The bundle of engines: networks typed, measured in ONNX Runtime, built, and sealed with what was measured."""
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import platform
 from pathlib import Path
@@ -15,6 +16,7 @@ from ps3_sdk.session import Session
 from ps3_sdk.stages import TEXTS_A_RUN
 from ps3_sdk.verify import REFERENCE, Report, compare, observe, sample
 
+from .apart import let_go
 from .build_apart import build_apart
 from .check_picture import read_picture, sample_picture
 from .engine_options import CALIBRATED, EngineOptions, calibration_frames, named
@@ -23,6 +25,7 @@ from .graph import Graph
 from .precision import typed
 from .quantise import Quantisation, layers, quantised
 from .to_engine import Plan, Profile
+from .vision_session import open_vision
 from .write_bundle import BundleWriter, SafetensorsLayout
 
 PROMPT = "the text on the sign"
@@ -38,6 +41,9 @@ def write_engine_bundle(bundle: Bundle, graphs: dict[str, Graph], output: Path, 
     with Session(bundle.path, verify=False) as session:
         progress("run the float32 networks on the frame")
         reference = sample(observe(session, picture, PROMPT, most=options.max_tokens), picture)
+    _let_go()
+    if options.runtime == "onnx" and options.precision == "fp32":       # the networks that are there, as they are
+        graphs = {}
     quantisation = _quantisation(bundle, options, progress)
     report, quantisation = _measure(bundle, graphs, folder, options, reference, picture, quantisation, progress)
     progress(f"error of the {options.precision} networks:\n{report.table()}")
@@ -47,13 +53,12 @@ def write_engine_bundle(bundle: Bundle, graphs: dict[str, Graph], output: Path, 
         _copy(writer, bundle, [name for name in bundle.members if not _belongs_to(name, bundle.manifest, graphs)])
         layout = SafetensorsLayout({name: (SAFETENSORS[array.dtype], array.shape) for name, array in reference.items()})
         writer.add_tensors(REFERENCE, layout, lambda name: reference[name])
-        if options.runtime == "onnx":
+        if options.runtime == "onnx" and graphs:
             with Bundle.open(folder / "twin.plan", verify=False) as twin:
                 _copy(writer, twin, [twin.manifest["networks"][name][key] for name in graphs for key in ("weights", "file")])
                 manifest["networks"] |= {name: twin.manifest["networks"][name] for name in graphs}
-            (folder / "twin.plan").unlink()
-        else:
-            (folder / "twin.plan").unlink()
+        (folder / "twin.plan").unlink(missing_ok=True)
+        if options.runtime != "onnx":
             for name, graph in graphs.items():
                 manifest["networks"][name] = _engine(writer, name, _graph(graph, options, quantisation), bundle, folder, options, module, progress)
         writer.finish(manifest)
@@ -93,13 +98,17 @@ def _graph(graph: Graph, options: EngineOptions, quantisation: Quantisation | No
 
 def _measure(bundle: Bundle, graphs: dict[str, Graph], folder: Path, options: EngineOptions, reference, picture: np.ndarray,
              quantisation: Quantisation | None, progress: Progress) -> tuple[Report, Quantisation | None]:
-    """The report of the typed networks in ONNX Runtime. Quantised layers go back to float16, the worst first, while a stage is off."""
+    """The report of the typed networks in ONNX Runtime, and of none the source's. Quantised layers go back to float16, the worst first, while a stage is off."""
     picks = {px: reference[f"picked_{px}"] for px in bundle.manifest["geometry"]["scales_px"][1:]}
+    seen = {name: array for name, array in reference.items() if not (bundle.manifest.get("language") and name.startswith("decode."))}      # that one is not built
+    path = folder / "twin.plan" if graphs else bundle.path
     while True:
-        _write_twin(bundle, graphs, folder / "twin.plan", options, quantisation)
-        with Session(folder / "twin.plan", verify=False) as session:
+        if graphs:
+            _write_twin(bundle, graphs, path, options, quantisation)
+        with open_vision(path, bundle.manifest) as session:
             progress(f"run the {options.precision} networks on the frame")
-            report = compare(reference, observe(session, picture, PROMPT, picks, options.max_tokens))
+            report = compare(seen, observe(session, picture, PROMPT, picks, options.max_tokens))
+        _let_go()
         wrong = report.wrong(options.precision)
         if bundle.manifest["model"]["weights"] == "random":     # probabilities of random weights are nearly equal, so picks say nothing
             wrong = [each for each in wrong if not each.startswith("select")]
@@ -118,8 +127,11 @@ def _measure(bundle: Bundle, graphs: dict[str, Graph], folder: Path, options: En
 def _write_twin(bundle: Bundle, graphs: dict[str, Graph], path: Path, options: EngineOptions, quantisation: Quantisation | None) -> None:
     manifest = {**bundle.manifest, "networks": dict(bundle.manifest["networks"])}
     manifest.pop("verify", None)
+    unread = None
+    if language := manifest["networks"].get("decode"):      # is not run there, so its weights stay where they are
+        unread, manifest["networks"]["decode"] = language["weights"], {**language, "weights": None}
     with BundleWriter(path) as writer:
-        _copy(writer, bundle, [name for name in bundle.members if not _belongs_to(name, bundle.manifest, graphs)])
+        _copy(writer, bundle, [name for name in bundle.members if name != unread and not _belongs_to(name, bundle.manifest, graphs)])
         for name, graph in graphs.items():
             made = _graph(graph, options, quantisation, twin=options.runtime != "onnx")      # for onnx it is the network itself
             layout = SafetensorsLayout({key: (weight.dtype, weight.shape) for key, weight in made.weights.items()})
@@ -146,6 +158,12 @@ def _copy(writer: BundleWriter, bundle: Bundle, names: list[str]) -> None:
         bundle.release(name)
 
 
+def _let_go() -> None:
+    """Memory of a session that is closed goes back to the system, before the next one or a builder takes as much."""
+    gc.collect()
+    let_go({})
+
+
 # -- one engine -----------------------------------------------------------------------------------------------------
 
 def _engine(writer: BundleWriter, name: str, graph: Graph, bundle: Bundle, folder: Path, options: EngineOptions, module, progress: Progress) -> dict:
@@ -154,6 +172,7 @@ def _engine(writer: BundleWriter, name: str, graph: Graph, bundle: Bundle, folde
     bundle.release(bundle.manifest["networks"][name]["weights"])
     plan = Plan(name, {port.name: port.shape for port in graph.inputs}, profiles, options.sms if options.runtime == "tensorrt-rtx" else (), options.workspace_bytes,
                 options.timing_cache)
+    _let_go()
     engine = build_apart(options.runtime, path, plan, folder, progress)
     path.unlink()
     path.with_suffix(".weights").unlink()
@@ -221,7 +240,7 @@ def _manifest(source: dict, options: EngineOptions, report: Report, on_a_frame: 
     measured_on = f"{kinds}: the ONNX that was built, in ONNX Runtime {ort} on {platform.machine()}{device}"
     kept = {"gather"} | {"decode"} & set(source["networks"])        # what is not built stays as it was measured
     parity = {stage: entry for stage, entry in source["parity"].items() if stage in kept}
-    for stage, error in ((stage, error) for stage, error in report.errors.items() if stage != "gather"):      # of the typed against the float32 network, plus that one's against PyTorch
+    for stage, error in ((stage, error) for stage, error in report.errors.items() if stage not in kept):      # of the typed against the float32 network, plus that one's against PyTorch
         before = source["parity"].get(stage, {"max_relative_error": 0.0})["max_relative_error"]
         parity[stage] = {"max_relative_error": error + before, "against": against, "inputs": f"{on}, {picture.shape[1]}x{picture.shape[0]}; {measured_on}"}
     tools = {**source["tools"], "ps3_sdk": importlib.metadata.version("ps3_sdk"), "onnx": importlib.metadata.version("onnx")}

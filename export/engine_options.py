@@ -16,12 +16,13 @@ from ps3_sdk.runtimes.trt_vendor import OLDEST_SM, RTX_SMS, has_arithmetic
 
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnx")
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
+LLM_PRECISIONS = ("fp32", "fp16", "int4")       # of the export that a VILA-HD checkpoint needs first
 CALIBRATED = ("fp8", "int8")        # need to know how large activations get
 PLATFORMS = {("Linux", "x86_64"): "linux-x86_64", ("Linux", "aarch64"): "linux-aarch64"}
 GPUS = {75: "RTX 20", 80: "A100", 86: "RTX 30", 87: "Jetson Orin", 89: "RTX 40", 90: "H100", 100: "B200", 103: "B300", 110: "Jetson Thor", 120: "RTX 50", 121: "DGX Spark"}
 SECONDS_PER_GB, SECONDS_EACH = 70.0, 1.2        # of plan, two thirds of it for measuring the error; of network
 MAX_FRAMES, SECONDS_PER_FRAME = 32, 150.0       # to calibrate with; of a billion weights of encode, on two cores
-RAM_BASE_GB, RAM_PER_PLAN = 0.5, 3.3            # RAM while building: base + this times the largest plan
+RAM_BASE_GB, RAM_PER_PLAN = 0.75, 4.5           # RAM while building: base + this times the largest plan
 MOST_GB = 4096                                  # of a workspace
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.1, "int8": 1.1, "int4": 0.7}
 
@@ -38,6 +39,7 @@ class EngineOptions:
     workspace_gb: float | None = None
     check_frame: Path | None = None
     timing_cache: Path | None = None
+    llm_precision: str = "fp32"
     system: tuple[str, str] = field(default_factory=lambda: (platform.system(), platform.machine()))
 
     @property
@@ -56,6 +58,7 @@ def check_options(options: EngineOptions, rtx: Sequence[int] | None = RTX_SMS) -
     """
     _one_of("runtime", options.runtime, RUNTIMES)
     _one_of("precision", options.precision, PRECISIONS)
+    _one_of("llm-precision", options.llm_precision, LLM_PRECISIONS)
     for name, value in (("max-tokens", options.max_tokens), ("max-batch", options.max_batch)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"[build] {name} is {value!r}; a whole number of at least 1 is needed.")
@@ -78,6 +81,12 @@ def check_options(options: EngineOptions, rtx: Sequence[int] | None = RTX_SMS) -
         raise InputError("[build] --timing-cache was given; only TensorRT times its kernels while building, TensorRT-RTX chooses them on the GPU. Leave it out.")
     if options.timing_cache is not None and (options.timing_cache.is_dir() or not options.timing_cache.absolute().parent.is_dir()):
         raise InputError(f"[build] --timing-cache {options.timing_cache} is no file in a folder that exists; it is read and written. Name one, as engine.cache.")
+
+
+def check_tokens(options: EngineOptions, num_scales: int) -> None:
+    """Raises InputError: engines of fewer patches than the model has high-res scales; their error is measured on at least one of each."""
+    if options.max_tokens is not None and options.max_tokens < num_scales:
+        raise InputError(f"[build] max-tokens is {options.max_tokens}; a look picks in {num_scales} high-res scales, so at least {num_scales} are needed. Leave it out, or give more.")
 
 
 def _check_onnx(options: EngineOptions) -> None:
@@ -152,13 +161,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workspace", type=float, metavar="GB", help="memory of the GPU that the builder may use")
     parser.add_argument("--check-frame", type=Path, metavar="FRAME", help="picture to measure the error on (default: the last of --calibrate, which is not calibrated with, else a drawn one)")
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="of tensorrt: kernels timed before are not timed again, and the same are chosen")
+    parser.add_argument("--llm-precision", choices=LLM_PRECISIONS, default="fp32", help="of the language model of a VILA-HD checkpoint, which is exported first")
     parser.add_argument("--dry-run", action="store_true", help="say what would be built, and about how much memory and time it takes")
 
 
 def from_arguments(options: argparse.Namespace) -> EngineOptions:
     precision = options.precision or ("fp32" if options.runtime == "onnx" else "fp16")
     return EngineOptions(options.runtime, tuple(options.sm), precision, options.calibrate, options.max_tokens, options.max_batch, options.workspace, options.check_frame,
-                         options.timing_cache)
+                         options.timing_cache, options.llm_precision)
 
 
 @dataclass(frozen=True)

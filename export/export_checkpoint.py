@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable
 
+from ps3_sdk.atomic import check_place
 from ps3_sdk.errors import ExportError
 
 from .graph import Graph
@@ -11,17 +12,35 @@ from .make_bundle import make_bundle, networks
 from .reference.config import Ps3Config
 from .weights import Checkpoint, locate
 
+NOT_OF_VILA = {"--check-frame": "VILA-HD's stages are measured on inputs of their own", "--tokenizer": "VILA-HD's own is in its folder llm"}
+OF_VILA_ALONE = {"--llm-precision": "a PS3 encoder has no language model", "--work-dir": "an encoder is exported in one go, only of VILA-HD are finished networks kept"}
+
 
 def export_checkpoint(checkpoint: str, output: str | Path, *, revision: str | None = None, tokenizer: str | Path | None = None, precision: str = "fp32",
                       llm_precision: str = "fp32", check_frame: str | Path | None = None, work_dir: str | Path | None = None, progress: Callable[[str], None] = lambda line: None) -> None:
-    """Write `output` from a PS3 encoder (make_bundle) or a VILA-HD model (make_vlm); arguments and errors are theirs."""
-    from .make_vlm import is_vila, make_vlm
-    if is_vila(locate(checkpoint, revision)[0]):
-        if check_frame is not None:
-            raise ExportError("[export] a frame to check on was given; VILA-HD's stages are measured on inputs of their own. Leave it out.")
+    """Write `output` from a PS3 encoder (make_bundle) or a VILA-HD model (make_vlm); arguments and errors are theirs.
+
+    Before weights are fetched, raises ExportError also for an argument that the kind of checkpoint does not know, RuntimeMissingError where a package is missing.
+    """
+    from .llm_builder import check_packages
+    from .make_vlm import make_vlm
+    check_place(output, "export", ExportError)
+    vila = is_vila_checkpoint(checkpoint, revision)
+    given = {"--check-frame": check_frame, "--tokenizer": tokenizer, "--llm-precision": None if llm_precision == "fp32" else llm_precision, "--work-dir": work_dir}
+    for name, why in (NOT_OF_VILA if vila else OF_VILA_ALONE).items():
+        if given[name] is not None:
+            raise ExportError(f"[export] {name} was given; {why}. Leave it out.")
+    if vila:
+        check_packages()
         make_vlm(checkpoint, output, revision=revision, precision=precision, llm_precision=llm_precision, work_dir=work_dir, progress=progress)
     else:
         make_bundle(checkpoint, output, revision=revision, tokenizer=tokenizer, precision=precision, check_frame=check_frame, progress=progress)
+
+
+def is_vila_checkpoint(checkpoint: str, revision: str | None = None) -> bool:
+    """Whether a folder or hub id is a VILA-HD model rather than a PS3 encoder; of a hub id config.json alone is fetched."""
+    from .make_vlm import is_vila
+    return is_vila(locate(checkpoint, revision, ["config.json"])[0])
 
 
 def vision_networks(folder: str | Path) -> list[Graph]:
@@ -30,5 +49,5 @@ def vision_networks(folder: str | Path) -> list[Graph]:
     if make_vlm.is_vila(Path(folder)):
         model, parts = make_vlm.VilaHd.outline(Path(folder))
         return make_vlm.networks(parts["vision_tower"][1], parts["mm_projector"][1], model.config)
-    source = Checkpoint.open(str(folder))
-    return networks(source, Ps3Config.read(source.folder))
+    config = Ps3Config.read(folder)     # first: it says better what is wrong with a folder of another model
+    return networks(Checkpoint.open(folder), config)

@@ -27,7 +27,7 @@ from .reference.side_files import PreprocessorConfig, TokenizerConfig
 from .reference.vision import residual_keys
 from .streaming import Streamed
 from .tokenizer_files import read_prompt_tokenizer
-from .weights import Checkpoint
+from .weights import Checkpoint, locate
 from .write_bundle import BundleWriter, SafetensorsLayout
 
 Progress = Callable[[str], None]
@@ -58,19 +58,19 @@ def make_bundle(checkpoint: str, output: str | Path, *, revision: str | None = N
             says how much on these weights; the rest of the model stays fp32).
         check_frame: a picture file to measure the error of each stage on; default: a drawn picture, the same on every machine.
     Raises:
-        ExportError: the checkpoint does not fit its config.json, the disk is full, or a stage misses its parity bound.
+        ExportError: the checkpoint does not fit its config.json, the disk is full, or a stage misses its parity bound. InputError: check_frame is no picture.
         Nothing is left at `output` then but what was there before.
     """
-    source = Checkpoint.open(checkpoint, revision)
-    config = Ps3Config.read(source.folder)
+    folder, name, commit = locate(checkpoint, revision)
+    config = Ps3Config.read(folder)     # first: it says better what is wrong with a folder of another model
+    source = Checkpoint(folder, name, commit)
     progress(f"read {source.source}: {config.family}, {len(source.keys())} tensors")
-    preprocessor = PreprocessorConfig.read(source.folder, config.vision.scales_px[-1])
+    preprocessor = PreprocessorConfig.read(folder, config.vision.scales_px[-1])
     text = {}
     if config.text is not None:
-        text = dict(tokenizer=read_prompt_tokenizer(source.folder, config.text.context_length, tokenizer), clean=TokenizerConfig.read(source.folder).clean)
-    name = Path(source.source).name if source.revision is None else source.source
+        text = dict(tokenizer=read_prompt_tokenizer(folder, config.text.context_length, tokenizer, config.text.vocab_size), clean=TokenizerConfig.read(folder).clean)
     licence = _licence(source)
-    write(source, Prepared(config, name, licence, preprocessor.mean, preprocessor.std, **text), output, progress, precision, check_frame)
+    write(source, Prepared(config, called(name, commit), licence, preprocessor.mean, preprocessor.std, **text), output, progress, precision, check_frame)
 
 
 def write(source, prepared: Prepared, output: str | Path, progress: Progress = lambda line: None, precision: str = "fp32",
@@ -198,6 +198,11 @@ def network_entry(graph) -> dict:
     ports = lambda each: [{"name": port.name, "dtype": port.dtype, "shape": list(port.shape)} for port in each]
     return {"runtime": "onnxruntime", "file": f"{graph.name}.onnx", "weights": f"{graph.name}.safetensors", "precision": graph.precision,
             "inputs": ports(graph.inputs), "outputs": ports(graph.outputs)}
+
+
+def called(name: str, commit: str | None) -> str:
+    """What the manifest calls a model: its hub id, or the last name of its folder."""
+    return Path(name).resolve().name if commit is None else name
 
 
 def origin(source) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -20,7 +21,7 @@ from .kept import Kept
 from .llm import LLM_PRECISIONS, build_llm, token_embedding
 from .llm_builder import file_stamps
 from .llm_check import DecoderApart, measure_llm
-from .make_bundle import Draft, geometry, network_entry, networks_of, origin, tools, vision_tables
+from .make_bundle import Draft, called, geometry, network_entry, networks_of, origin, tools, vision_tables
 from .reference.vila.model import VilaHd
 from .reference.vila.tokenizer import read_tokenizer
 from .streaming import Streamed
@@ -63,8 +64,8 @@ def make_vlm(checkpoint: str, output: str | Path, *, revision: str | None = None
     load_into(*parts["mm_projector"])
     progress(f"read {name}: {config.projector}, {config.llm.model_type} of width {config.llm.width}")
     graphs = networks(tower, projector, config, precision)
-    kept = Kept(work_dir, {"files": {part: file_stamps(path) for part, path in config.folders.items()}, "precision": [precision, llm_precision],
-                           "tools": tools("torch", "onnx", "onnxruntime", "onnxruntime-genai")})
+    kept = Kept(work_dir, {"files": {part: file_stamps(path) for part, path in config.folders.items()}, "config": repr(replace(config, folders={})),
+                           "precision": [precision, llm_precision], "tools": tools("torch", "onnx", "onnxruntime", "onnxruntime-genai")})
     with tempfile.TemporaryDirectory() as temporary, BundleWriter(output) as writer:
         llm = build_llm(config.folders["llm"], work_dir or temporary, llm_precision, progress)
         llm.name = "decode"
@@ -124,7 +125,7 @@ def _manifest(model: VilaHd, llm, graphs, tower, name: str, commit: str | None) 
     mode = config.looks.mode
     return {
         "format": "ps3-bundle", "format_version": 1, "kind": "vlm",
-        "model": {"name": Path(name).name if commit is None else name, "family": "c-radio" if config.vision.radio else "siglip", "source": origin(tower) if commit is None else name,
+        "model": {"name": called(name, commit), "family": "c-radio" if config.vision.radio else "siglip", "source": origin(tower) if commit is None else name,
                   "revision": commit or "", "licence": "NVIDIA VILA-HD weights: non-commercial use, see the model card" if name.startswith("nvidia/") else "unknown: see where the weights come from",
                   "weights": "trained", "note": "" if mode == "after_prompt" else "looks by saliency: its prompts do not say where"},
         "geometry": geometry(config.vision, num_blocks, config.mean, config.std),

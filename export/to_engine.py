@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
+from ps3_sdk.atomic import replaced
 from ps3_sdk.errors import ExportError
 from ps3_sdk.runtimes.trt_vendor import log_of
 
@@ -54,7 +55,7 @@ def build(module, onnx_path: str | Path, plan: Plan, progress: Callable[[str], N
         if engine is None:
             raise ExportError(f"[build] {_version(module)} did not build {plan.name}: {log.why()}. {_fix(log, plan)}")
         if cache is not None:
-            plan.timing_cache.write_bytes(bytes(memoryview(config.get_timing_cache().serialize())))
+            _keep(plan.timing_cache, memoryview(config.get_timing_cache().serialize()), progress)
         return memoryview(engine)
 
 
@@ -107,6 +108,15 @@ def _timing_cache(module, config, plan: Plan):
     if not config.set_timing_cache(cache, ignore_mismatch=False):
         raise ExportError(f"[build] the timing cache {plan.timing_cache} is of another GPU or TensorRT. Remove it, or choose another file.")
     return cache
+
+
+def _keep(path: Path, known: memoryview, progress: Callable[[str], None]) -> None:
+    """Write the timing cache. The engine is there and does not need it, so a place that cannot be written is a note."""
+    try:
+        with replaced(path) as beside:
+            Path(beside).write_bytes(known)
+    except OSError as error:
+        progress(f"note: the timing cache {path} cannot be written: {error.strerror or error}. The engine is not affected. Choose a writable place with room, or kernels are timed again next time.")
 
 
 def _monitor(module, name: str, progress: Callable[[str], None]):

@@ -22,10 +22,10 @@ CONVERT = ("pip install transformers==4.49.0 sentencepiece protobuf, in an envir
            "T5TokenizerFast.from_pretrained('{0}', extra_ids=0).save_pretrained('{0}')\"")
 
 
-def read_prompt_tokenizer(folder: Path, context_length: int, given: str | Path | None = None) -> bytes:
+def read_prompt_tokenizer(folder: Path, context_length: int, given: str | Path | None = None, vocabulary: int | None = None) -> bytes:
     """tokenizer.json: the one given, the checkpoint's own, or that of the tokenizer which its tokenizer_config.json names.
 
-    context_length: of the text tower. Raises ExportError: no or unreadable files, or settings that exported text towers lack.
+    context_length, vocabulary: of the text tower. Raises ExportError: no or unreadable files, a larger vocabulary, or settings that exported text towers lack.
     """
     settings = TokenizerConfig.read(folder)
     if settings.context_length != context_length:
@@ -42,6 +42,8 @@ def read_prompt_tokenizer(folder: Path, context_length: int, given: str | Path |
     except Exception as error:      # tokenizers and the hub raise a dozen classes
         raise ExportError(f"[export] {where} cannot be read: {error}. Download tokenizer.json of {settings.tokenizer_name!r} and the files "
                           "beside it, and pass --tokenizer FILE.") from error
+    if vocabulary is not None and (last := max(tokenizer.get_vocab().values(), default=0)) >= vocabulary:
+        raise ExportError(f"[export] {where} has ids up to {last}; the text tower reads 0 to {vocabulary - 1}. Pass the tokenizer that the model was trained with: --tokenizer FILE.")
     side = {**_json(beside, "special_tokens_map.json"), **_json(beside, "tokenizer_config.json")}
     _refuse_what_is_missing(settings, side)
     kind = str(side.get("tokenizer_class", "")).removesuffix("Fast")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -176,15 +176,20 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, optional: dict[str, tupl
     model.load_state_dict({key: checkpoint.tensor(key) for key in expected}, assign=True)
 
 
-def locate(path: str | Path, revision: str | None = None) -> tuple[Path, str, str | None]:
-    """A checkpoint's folder, what to call it, and the hub commit (None for folders). Raises ExportError: see Checkpoint.open."""
+def locate(path: str | Path, revision: str | None = None, files: Sequence[str] = _HUB_FILES) -> tuple[Path, str, str | None]:
+    """A checkpoint's folder, what to call it, and the hub commit (None for folders). files: patterns of what is fetched of a hub id.
+
+    Raises ExportError: a revision of a folder; and see Checkpoint.open.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise ExportError(f"[weights] the revision {revision} was given, and {path} is a folder, which has none; a hub id owner/name has. Leave it out.")
         return folder, str(path), None
     parts = str(path).split("/")
     if len(parts) != 2 or not all(parts) or str(path).startswith((".", "~")):
         raise ExportError(f"[weights] {path} is no file or folder here; an engine.plan, a checkpoint folder or a hub id owner/name is needed. Check the path.")
-    return _download(str(path), revision)
+    return _download(str(path), revision, files)
 
 
 def _shards(folder: Path) -> dict[str, Path]:
@@ -206,8 +211,8 @@ def _shards(folder: Path) -> dict[str, Path]:
     return {key: folder / name for key, name in listed.items()}
 
 
-def _download(name: str, revision: str | None) -> tuple[Path, str, str]:
-    """Fetch a hub repository's model files into the local cache: folder, name, commit."""
+def _download(name: str, revision: str | None, files: Sequence[str]) -> tuple[Path, str, str]:
+    """Fetch files of a hub repository into the local cache: folder, name, commit."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
@@ -215,7 +220,7 @@ def _download(name: str, revision: str | None) -> tuple[Path, str, str]:
         raise ExportError(f"[weights] {name} is no folder here, so it is taken for a hub id, which needs huggingface_hub. "
                           "Install it: pip install 'ps3-sdk[export]', or pass a folder.") from error
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except GatedRepoError as error:
         raise ExportError(f"[weights] {name} asks for consent to its licence; an account that has given it is needed. "
                           f"Accept it at https://huggingface.co/{name}, then log in: hf auth login.") from error

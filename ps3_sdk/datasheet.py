@@ -47,7 +47,8 @@ def _text(manifest) -> str:
         tokens, looks = language["num_tokens"], language["num_looks"]
         budget = f"{tokens} patches" if tokens is not None else f"{looks} looks" if looks is not None else "every patch"
         around = f", around the most probable place (radius {language['look_around']} of the low-res grid; more patches in further places, until something is found)" if "look_around" in language else ""
-        calibrated = "; confidence is calibrated" if "confidence" in language else ""
+        again = language.get("confidence", {}).get("again")
+        calibrated = ("; confidence is calibrated" if "confidence" in language else "") + (f"; what is less sure than {again:g} is looked for again" if again else "")
         return (f"an ask looks at {budget}{around}{calibrated}\nlanguage model: {language['num_layers']} layers of width {language['width']}, {language['vocabulary']} tokens, context {language['context_length']} rows, "
                 f"{language['dtype']}; a row for each block of {r} x {r} patches")
     if text is None:

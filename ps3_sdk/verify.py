@@ -75,30 +75,23 @@ def observe(session: Session, picture: np.ndarray, prompt: str, picks: dict[int,
     picture: (h, w, 3) uint8 RGB | prompt: used where the bundle has a text tower, else saliency | picks: patches for encode_high, default the picked ones |
     most: patches that encode_high takes, default any number.
     """
-    frame, found = Frame.of(picture), {}
+    frame, found, g = Frame.of(picture), {}, session.geometry
+    query = session.encode_prompt(prompt if session.bundle.manifest["text"] else "")
+    if query.pooled is not None:
+        found |= {"encode_prompt.pooled": query.pooled, "encode_prompt.prompt": query.vector}
+    for number, view in enumerate(_views(picture), 1):      # before the frame itself, whose outputs would be held meanwhile
+        found |= _scored(session, session.look(view), query, f"_{number}", picks is None)[1]
     patches, *view = session._whole([frame])
     ((tokens, kv),), features = session._encode_low(patches)
     found |= {"encode_low.tokens": tokens, "encode_low.features": features[0]}
     found |= {f"encode_low.{name.removeprefix('past_')}": np.asarray(array) for name, array in kv.items()}
     low, view = session._score_features(features, *view)[0]
     found |= {"encode_low.low_features": low, **({} if view is None else {"encode_low.view_features": view})}
-    query = session.encode_prompt(prompt if session.bundle.manifest["text"] else "")
-    if query.pooled is not None:
-        found |= {"encode_prompt.pooled": query.pooled, "encode_prompt.prompt": query.vector}
-    g, look = session.geometry, Look(session, frame, tokens, kv, low, view, Timing(), None)
-    views = [("", look), *((f"_{number}", view) for number, view in enumerate(_views(picture), 1))]
-    try:
-        for name, seen in views:
-            prob = session.score(seen if isinstance(seen, Look) else session.look(seen), query)
-            found |= _picks(session, prob, name) | ({} if name else {"score.prob": prob})
-    except InputError:          # the features are no numbers. compare() says of which stage; where there is nothing to compare with yet, this says it
-        if picks is None:
-            raise
-        nothing = {f"picked_{px}{name}": np.empty(0, np.int32) for px in g["scales_px"][1:] for name, _ in views}
-        found = {"score.prob": np.full((g["scales_px"][0] // g["patch_px"],) * 2, np.nan, np.float32)} | nothing | found
+    found["score.prob"], picked = _scored(session, Look(session, frame, tokens, kv, low, view, Timing(), None), query, "", picks is None)
+    found |= picked
     chosen = picks or {px: found[f"picked_{px}"] for px in g["scales_px"][1:]}
-    step = max(1, -(-sum(map(len, chosen.values())) // HIGH_PATCHES))
-    while most is not None and sum(-(-len(ids) // step) for ids in chosen.values()) > most:
+    step, longest = max(1, -(-sum(map(len, chosen.values())) // HIGH_PATCHES)), max(map(len, chosen.values()))
+    while most is not None and step < longest and sum(-(-len(ids) // step) for ids in chosen.values()) > most:
         step += 1
     chosen = {px: np.ascontiguousarray(ids[::step]) for px, ids in chosen.items()}
     patches, position = session.gather(frame, chosen)
@@ -116,6 +109,19 @@ def _views(picture: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(view) for view in (picture[:, ::-1], picture[:-(-h * 2 // 3), :-(-w * 2 // 3)], picture[h // 3:, w // 3:])]
 
 
+def _scored(session: Session, look: Look, query, view: str, strict: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The map of a look and what is picked by it. Where its features are no numbers both say nothing, or InputError is raised if strict."""
+    g = session.geometry
+    try:
+        prob = session.score(look, query)
+        return prob, _picks(session, prob, view)
+    except InputError:          # compare() says of which stage; where there is nothing to compare with yet, this says it
+        if strict:
+            raise
+        nothing = {f"picked_{px}{view}": np.empty(0, np.int32) for px in g["scales_px"][1:]}
+        return np.full((g["scales_px"][0] // g["patch_px"],) * 2, np.nan, np.float32), nothing
+
+
 def _picks(session: Session, prob: np.ndarray, view: str) -> dict[str, np.ndarray]:
     g, found = session.geometry, {}
     for px, count in zip(g["scales_px"][1:], g["per_look"]):
@@ -129,8 +135,9 @@ def _language(session: Session, tokens: np.ndarray, found: dict) -> None:
         return
     language = session.language
     found["project.rows"] = language.low_rows(tokens)
-    read = language.decoder.prefill(language.embed(np.arange(WORDS) * (language.spec["vocabulary"] - 1) // (WORDS - 1)))
-    found |= {"decode.hidden": read.hidden, "decode.logits": read.logits}
+    if "decode" in session._networks:       # not one that runs elsewhere
+        read = language.decoder.prefill(language.embed(np.arange(WORDS) * (language.spec["vocabulary"] - 1) // (WORDS - 1)))
+        found |= {"decode.hidden": read.hidden, "decode.logits": read.logits}
     if "prompt_head" in session._networks:
         hidden = np.random.Generator(np.random.PCG64(0)).standard_normal((1, session.language.spec["width"]), np.float32)
         found["prompt_head.prompt"] = session._networks["prompt_head"].run({"hidden": hidden}, ["prompt"])["prompt"]

@@ -298,6 +298,58 @@ def test_the_script_of_the_checkout_is_the_command(seeded, tmp_path):
     assert result.returncode == 0 and "would build onnx in fp32" in result.stdout, result.stderr
 
 
+def test_a_float32_bundle_for_onnx_has_the_very_networks(seeded, tmp_path):
+    build_engine(seeded, tmp_path / "x.plan", options("onnx", precision="fp32"))
+    with Bundle.open(seeded) as source, Bundle.open(tmp_path / "x.plan") as made:
+        assert made.manifest["networks"] == source.manifest["networks"] and made.manifest["verify"]["picked_overlap"] == 1
+        assert made.manifest["members"] == source.manifest["members"] | {"reference.safetensors": made.manifest["members"]["reference.safetensors"]}
+        for stage, entry in made.manifest["parity"].items():
+            assert entry["max_relative_error"] == source.manifest["parity"][stage]["max_relative_error"]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """[(name of a network, members of the bundle it is opened from)]"""
+    from ps3_sdk.runtimes import ort
+    seen, load = [], ort.load
+    monkeypatch.setattr(ort, "load", lambda bundle, name, *rest, **more: (seen.append((name, set(bundle.members))), load(bundle, name, *rest, **more))[1])
+    return seen
+
+
+def test_a_language_model_that_is_not_built_is_neither_opened_nor_copied_nor_measured(tmp_path, opened):
+    build_engine("default", tmp_path / "x.plan", options("onnx", precision="fp16"))
+    assert [name for name, _ in opened].count("decode") == 1, "for its reference values alone"
+    assert len(opened) == 9 and "decode.safetensors" in opened[0][1] and "decode.safetensors" not in opened[-1][1], "not in the networks that are measured"
+    with Bundle.open(ps3_sdk.session.DEFAULT_BUNDLE) as source, Bundle.open(tmp_path / "x.plan") as made:
+        assert made.manifest["parity"]["decode"] == source.manifest["parity"]["decode"] and "fp16" in made.manifest["parity"]["project"]["inputs"]
+        assert made.manifest["networks"]["decode"] == source.manifest["networks"]["decode"] and made.members["decode.safetensors"] == source.members["decode.safetensors"]
+        assert "decode.logits" in made.tensors("reference.safetensors")
+
+
+def test_what_was_not_built_keeps_its_certificate():
+    from ps3_sdk.export.engine_bundle import _manifest
+    from ps3_sdk.verify import Report
+    with Bundle.open(ps3_sdk.session.DEFAULT_BUNDLE) as source:
+        made = _manifest(source.manifest, options("onnx"), Report({"encode_low": 0.5, "gather": 0.5, "decode": 0.5}, 1.0, None), True, np.empty((9, 16, 3)), None, "fp16")
+        assert made["parity"]["encode_low"]["max_relative_error"] > 0.5
+        assert all(made["parity"][stage] == source.manifest["parity"][stage] for stage in ("decode", "gather") if stage in source.manifest["parity"])
+
+
+def test_calibration_opens_no_language_model(opened):
+    from ps3_sdk.export.calibrate import measure_ranges
+    with Bundle.open(ps3_sdk.session.DEFAULT_BUNDLE) as source:
+        assert measure_ranges(source, [ROOT / "examples/frames/panel_4k.jpg"])
+    assert "encode" in dict(opened) and "decode" not in dict(opened)
+
+
+def test_memory_of_each_session_is_given_back_before_the_next(seeded, tmp_path, monkeypatch):
+    from ps3_sdk.export import engine_bundle
+    said = []
+    monkeypatch.setattr(engine_bundle, "let_go", lambda arrays: said.append("let go"))
+    build_engine(seeded, tmp_path / "x.plan", options("onnx", precision="fp16"), progress=lambda line: said.append(line[:3]))
+    assert [line for line in said if line in ("run", "let go")] == ["run", "let go", "run", "let go"]
+
+
 def test_the_bundle_is_json_and_complete(seeded, tmp_path):
     build_engine(seeded, tmp_path / "x.plan", options("onnx", precision="fp32", check_frame=PHOTO))
     with Bundle.open(tmp_path / "x.plan") as made:

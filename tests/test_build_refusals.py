@@ -10,7 +10,7 @@ pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
 
 from ps3_sdk.errors import BundleError, ExportError, InputError, RuntimeMissingError
 from ps3_sdk.export.build_engine import build_engine
-from ps3_sdk.export.engine_options import check_options, rtx_sms
+from ps3_sdk.export.engine_options import check_options, estimate, rtx_sms
 from test_build_engine import frames, options     # noqa: F401, frames is a fixture
 
 
@@ -35,7 +35,7 @@ def test_combinations_that_cannot_be(wanted, says):
     (dict(workspace_gb=float("inf")), "workspace is inf GB"), (dict(workspace_gb=float("nan")), "workspace is nan GB"),
     (dict(runtime="tensorrt", timing_cache=Path(__file__).parent), "timing-cache .*tests is no file"), (dict(runtime="tensorrt", timing_cache=Path("/no/such/cache")), "no file in a folder"),
     (dict(precision="int8"), "int8 without --calibrate.*choose fp16"), (dict(runtime="onnx", precision="fp32", max_tokens=5), "--max-tokens was given"),
-    (dict(runtime="onnx", precision="fp32", sms=(86,)), "--sm was given"),
+    (dict(runtime="onnx", precision="fp32", sms=(86,)), "--sm was given"), (dict(llm_precision="int3"), "llm-precision is 'int3'; one of fp32, fp16, int4"),
 ])
 def test_values_that_cannot_be(wanted, says):
     with pytest.raises(InputError, match=says):
@@ -43,7 +43,7 @@ def test_values_that_cannot_be(wanted, says):
 
 
 def test_the_frame_that_is_measured_on_was_not_calibrated_with(tmp_path):
-    from ps3_sdk.export.engine_options import MAX_FRAMES, calibration_frames, estimate
+    from ps3_sdk.export.engine_options import MAX_FRAMES, calibration_frames
     for number in range(100):
         (tmp_path / f"{number:03}.jpg").write_bytes(b"")
     frames, measured = calibration_frames(tmp_path)
@@ -54,6 +54,58 @@ def test_the_frame_that_is_measured_on_was_not_calibrated_with(tmp_path):
         path.unlink(missing_ok=True)
     (tmp_path / "one.jpg").write_bytes(b"")
     assert calibration_frames(tmp_path) == ([tmp_path / "one.jpg"], tmp_path / "one.jpg")
+
+
+def test_what_is_expected_is_what_was_measured():
+    """The table of docs/engines.md: fp16, the largest plan is encode's."""
+    for weights, least, most in ((412_145_136, 4.4, 4.6), (1_661_568, 0.73, 0.86)):
+        assert least <= estimate({"encode": weights, "pool": weights // 30}, options()).ram_gb <= most
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_fewer_patches_than_scales_are_refused_before_any_work(seeded, tmp_path, monkeypatch, standin, dry_run):
+    monkeypatch.setattr("ps3_sdk.export.build_engine.read_network", lambda *_: pytest.fail("a network is read"))
+    for few in (1, 2):
+        with pytest.raises(InputError, match=rf"max-tokens is {few}; a look picks in 3 high-res scales, so at least 3 are needed"):
+            build_engine(seeded, tmp_path / "x.plan", options("tensorrt", max_tokens=few), dry_run=dry_run)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_timing_cache_that_cannot_be_written_is_refused_before_any_work(seeded, tmp_path, monkeypatch, standin):
+    monkeypatch.setattr("ps3_sdk.export.build_engine.read_network", lambda *_: pytest.fail("a network is read"))
+    with pytest.raises(InputError, match=r"^\[build\] /proc/kernels.cache cannot be written"):
+        build_engine(seeded, tmp_path / "x.plan", options("tensorrt", timing_cache=Path("/proc/kernels.cache")))
+    assert not os.listdir(tmp_path)
+
+
+def test_a_timing_cache_that_fails_at_the_end_costs_nothing(tmp_path, monkeypatch):
+    from ps3_sdk.export import to_engine
+    (tmp_path / "kernels.cache").write_bytes(b"old")
+    lines = []
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        to_engine._keep(tmp_path / "kernels.cache", memoryview(b"new"), lines.append)
+    assert "kernels.cache cannot be written: No space left on device. The engine is not affected" in lines[0]
+    assert (tmp_path / "kernels.cache").read_bytes() == b"old" and os.listdir(tmp_path) == ["kernels.cache"]
+
+
+def test_an_engine_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
+    import json
+    from ps3_sdk.export import build_apart
+    (tmp_path / "request.json").write_text(json.dumps({"runtime": "tensorrt", "onnx": "x.onnx", "plan": dict(name="encode", inputs={}, profiles=[], sms=[], timing_cache=None)}))
+
+    def full(self, data):
+        self.touch()
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(build_apart, "vendor", lambda *_: None)
+    monkeypatch.setattr(build_apart, "build", lambda *_: b"engine")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    build_apart.main([str(tmp_path), build_apart.FIXED])
+    said = json.loads((tmp_path / "answer.json").read_text())
+    assert "cannot be written to (No space left on device); encode lies there" in said and "Free some space" in said and not (tmp_path / "encode.engine").exists()
 
 
 def test_calibration_needs_the_users_own_pictures(tmp_path, frames):

@@ -115,7 +115,7 @@ def test_int8_is_smaller_less_exact_and_says_so(tmp_path, photo):
     with Session(tmp_path / "seen.plan") as session:
         assert "the frame given" in session.bundle.manifest["parity"]["encode_high"]["inputs"] and not any("int8" in note for note in session.notes)
         assert "3840x2160" in session.bundle.manifest["parity"]["gather"]["inputs"]
-    with pytest.raises(ExportError, match="cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"^\[frame\] file .*seen.plan is not a picture"):
         make_bundle(str(tmp_path / "checkpoint"), tmp_path / "x.plan", check_frame=tmp_path / "seen.plan")
     assert size["int8"] < 0.6 * size["fp32"]      # patch embedding, norms and biases stay fp32
     with pytest.raises(ExportError, match="precision is 'fp4'"):

@@ -1,4 +1,5 @@
 """An export that stopped goes on from the networks it had finished."""
+import json
 import shutil
 
 import numpy as np
@@ -84,6 +85,20 @@ def test_an_interrupted_export_reads_what_is_left_of_the_checkpoint(tmp_path, mo
     assert len(made_before) == 5 and "llm-fp32.onnx is already built" in "\n".join(said), said
     assert (tmp_path / "engine.plan").read_bytes() == (tmp_path / "straight.plan").read_bytes()
     assert sorted(path.name for path in work.iterdir()) == ["llm-fp32.json", "llm-fp32.onnx"]
+
+
+@needs_builder
+def test_an_export_that_goes_on_with_another_configuration_is_made_anew(tmp_path, monkeypatch):
+    """Rotary tables come from config.json alone: no weight file and no shape tells that they are others."""
+    from ps3_sdk.export.make_vlm import make_vlm
+    folder, work = shutil.copytree(ROOT / "models" / "pub_c", tmp_path / "checkpoint"), tmp_path / "work"
+    monkeypatch.setattr(Kept, "remove", lambda self: None)      # as if it had stopped just before
+    make_vlm(str(folder), tmp_path / "first.plan", work_dir=work)
+    config = folder / "llm" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 77.0}))
+    make_vlm(str(folder), tmp_path / "again.plan", work_dir=work)
+    make_vlm(str(folder), tmp_path / "straight.plan")
+    assert (tmp_path / "again.plan").read_bytes() == (tmp_path / "straight.plan").read_bytes()
 
 
 @needs_builder

@@ -97,9 +97,9 @@ def test_a_bundle_with_the_whole_vocabulary_reads_any_text(tmp_path, write, voca
         assert any("the model reads the first 64" in note for note in session.encode_prompt("word " * 300).notes)
 
 
-def refusal(tmp_path, given=None, length=LENGTH, **more) -> str:
+def refusal(tmp_path, given=None, length=LENGTH, vocabulary=None, **more) -> str:
     with pytest.raises(ExportError) as caught:
-        read_prompt_tokenizer(settings(tmp_path / "ps3", **more), length, given)
+        read_prompt_tokenizer(settings(tmp_path / "ps3", **more), length, given, vocabulary)
     return str(caught.value)
 
 
@@ -111,6 +111,8 @@ def test_what_cannot_be_exported_says_what_to_do(tmp_path, folders):
         assert not lacking(refusal(tmp_path, given=given), "no tokenizer.json", "T5TokenizerFast.from_pretrained", f"--tokenizer {only_spiece / 'tokenizer.json'}")
     files = folders["siglip"] / "tokenizer.json"
     assert not lacking(refusal(tmp_path, given=files, length=32), "context_length 64, the text tower reads 32")
+    assert not lacking(refusal(tmp_path, given=files, vocabulary=31999), "ids up to 31999; the text tower reads 0 to 31998", "--tokenizer FILE")
+    assert read_prompt_tokenizer(settings(tmp_path / "ps3"), LENGTH, files, 32000)
     assert not lacking(refusal(tmp_path, given=files, language="eng_Latn"), "language")
     assert not lacking(refusal(tmp_path, given=tmp_path / "nowhere" / "tokenizer.json"), "cannot be read", "--tokenizer FILE")
     assert not lacking(refusal(tmp_path, clean="lower", given=siglip_tokenizers.write_siglip(tmp_path / "slow", tokenizer_class="SiglipTokenizer") / "tokenizer.json"), "SiglipTokenizer", "Set clean to 'canonicalize'")

@@ -40,6 +40,8 @@ def test_a_checkpoint_keeps_its_own_calibration(tmp_path):
     assert not (nano.copy_folder(folder, tmp_path / "other") / CONFIDENCE).exists()       # other weights are sure of other things
     (folder / CONFIDENCE).write_text(json.dumps(weights | {"unseen": 0.7}), "utf-8")
     assert VilaConfig.read(folder).confidence == weights | {"unseen": 0.7}
+    (folder / CONFIDENCE).write_text(json.dumps(weights | {"again": 0.8}), "utf-8")
+    assert VilaConfig.read(folder).confidence == weights | {"again": 0.8}
     for wrong, needed in (({"bias": 1, "text": 1}, "place"), (weights | {"more": 1}, "more"), (weights | {"text": "1"}, "text"), (weights | {"unseen": 1.5}, "unseen"), (weights | {"bias": math.inf}, "bias"), (weights | {"bias": 1000}, "below 1000")):
         (folder / CONFIDENCE).write_text(json.dumps(wrong), "utf-8")
         with pytest.raises(ExportError, match=needed):
@@ -81,6 +83,23 @@ def test_how_seldom_something_is_said_not_to_be_visible_is_what_is_right_most_of
     assert confidence.threshold_of(questions) == 0.7
     assert confidence.threshold_of([of(0.0, True, True)] * 500 + [of(0.6, False, False), of(0.9, True, True)]) == 0.95, "the highest of those that are nearly as good"
     assert len(confidence.answered(questions, 0.0)) == 1 and len(confidence.answered(questions, 0.7)) == 3
+
+
+def test_the_surer_of_two_looks_is_given():
+    even = {"bias": 0, "text": 1, "place": 0, "unseen": 0.6}
+    of = lambda text, unseen=0.0, again=None: confidence.Asked(unseen, text, 0.5, True, True, again)
+    for first, second, given in ((of(0.9), of(0.99), 0.9), (of(0.7), of(0.75), 0.75), (of(0.7), of(0.6), 0.7), (of(0.7), of(0.9, unseen=0.7), 0.7), (of(0.2, unseen=0.7), of(0.3), 0.3),
+                                 (of(0.2, unseen=0.85), of(0.9), 0.2), (of(0.5, unseen=0.55), of(0.6), 0.6), (of(0.7), None, 0.7)):
+        assert first._replace(again=second).given(even).text == given, (first, second)
+
+
+def test_a_scene_is_asked_half_a_patch_further_on_too(scene):
+    model, given = VilaHd.from_checkpoint(ROOT / "training/model"), []
+    for each in confidence.asked(model, scene):
+        assert each.again is not None and each.again.again is None
+        given.append(each)
+    alone = confidence.asked_of(model, scene.frame[2:, 4:], scene.questions)        # of 1080 x 1920: 2 and 3.6 pixels
+    assert [each.again for each in given] == alone
 
 
 def test_too_few_answers_give_no_calibration(scene, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """ps3 verify: a bundle held to the reference values inside, on the machine at hand."""
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -99,6 +101,25 @@ def test_values_of_a_real_frame_are_those_of_an_ask(session, photo):
     for px, ids in encoding.picked.items():
         np.testing.assert_array_equal(found[f"picked_{px}"], ids)
     np.testing.assert_array_equal(found["encode_low.tokens"], encoding.tokens[:encoding.num_low])
+
+
+def test_outputs_of_a_look_are_gone_before_the_next_one(session, photo, monkeypatch):
+    made, low = [], Session._encode_low
+
+    def encode_low(self, patches):
+        gc.collect()
+        assert not [each for each in made if each() is not None], "keys and values of one look are held through another"
+        found = low(self, patches)
+        made.extend(weakref.ref(array) for tokens, kv in found[0] for array in (tokens, *kv.values()))
+        return found
+    monkeypatch.setattr(Session, "_encode_low", encode_low)
+    found = observe(session, np.ascontiguousarray(photo[::4, ::4]), "a boat")
+    assert len(made) > 4 and {"picked_756", "picked_756_1", "picked_756_3"} <= set(found)
+
+
+def test_fewer_patches_than_scales_end_too(session, photo):
+    found = observe(session, np.ascontiguousarray(photo[::4, ::4]), "a boat", most=1)
+    assert len(found["encode_high.tokens"]) == 3, "one of each scale"
 
 
 def test_a_language_model_is_held_to_its_reference_too(tmp_path, monkeypatch):

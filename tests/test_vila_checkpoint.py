@@ -92,11 +92,24 @@ def test_a_missing_part_is_named(folder, name):
     ("", "top_down_prompt_head_type", "big", "linear, mlp"), ("", "image_aspect_ratio", "pad", "resize"), ("", "llm_cfg", None, "llm_cfg"),
     ("", "image_encoder", '{"_target_": "a.TSPImageEncoder"}', "BasicImageEncoder"), ("", "num_look_close", "two", "num_look_close"),
     ("llm", "model_type", "gpt2", "qwen2, llama, mistral"), ("llm", "hidden_size", ..., "hidden_size of config.json is absent"), ("llm", "use_sliding_window", True, "sliding_window"),
-    ("llm", "rope_scaling", {"type": "yarn", "factor": 4.0}, "rope_scaling"), ("llm", "num_key_value_heads", 3, "num_key_value_heads"), ("llm", "hidden_act", "gelu", "hidden_act")])
+    ("llm", "rope_scaling", {"type": "yarn", "factor": 4.0}, "rope_scaling"), ("llm", "rope_parameters", {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}, "rope_parameters"),
+    ("llm", "rope_parameters", {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}, "rope_parameters"), ("llm", "num_key_value_heads", 3, "num_key_value_heads"), ("llm", "hidden_act", "gelu", "hidden_act")])
 def test_settings_refused(folder, file, key, value, match):
     change(folder / file / "config.json", **({key: value} if key != "use_sliding_window" else {key: value, "sliding_window": 100}))
     with pytest.raises(ExportError, match=match):
         VilaConfig.read(folder)
+
+
+@pytest.mark.parametrize("values, wanted", [
+    (dict(rope_theta=2e4), (2e4, 1)), (dict(), (1e4, 1)), (dict(rope_theta=2e4, rope_scaling={"type": "linear", "factor": 2.0}), (2e4, 2)),
+    (dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6}), (1e6, 1)), (dict(rope_parameters={"rope_theta": 1e6}), (1e6, 1)),
+    (dict(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6}), (1e6, 4)), (dict(rope_theta=2e4, rope_parameters={"rope_type": "linear", "factor": 4.0}), (2e4, 4)),
+    (dict(rope_theta=2e4, rope_scaling={"type": "linear", "factor": 2.0}, rope_parameters={"rope_type": "default", "rope_theta": 1e6}), (2e4, 2))])
+def test_rotary_positions_of_old_and_new_files(folder, values, wanted):
+    """transformers 5 saves rope_parameters, and no rope_theta beside it."""
+    change(folder / "llm" / "config.json", **{"rope_theta": ..., "rope_scaling": ...} | values)
+    llm = VilaConfig.read(folder).llm
+    assert (llm.rope_theta, llm.rope_factor) == wanted
 
 
 def test_every_wrong_key_is_named(folder):

@@ -89,7 +89,7 @@ class LlmConfig:
             if f.flag(key, False):
                 raise f.refuse(key, "false is needed, no VILA-HD model has it", "Use another language model.")
         return cls(kind, _needed(f, "vocab_size"), width, _needed(f, "intermediate_size"), _needed(f, "num_hidden_layers"), heads, kv_heads, head_width,
-                   kind == "qwen2", f.number("rms_norm_eps", 1e-6), f.number("rope_theta", 10000.0), _rope_factor(f), f.flag("tie_word_embeddings", False), positions)
+                   kind == "qwen2", f.number("rms_norm_eps", 1e-6), *_rope(f), f.flag("tie_word_embeddings", False), positions)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class VilaConfig:
     checkpoint has none (look_close_mode after_image) | token_layer: the vision block whose output is seen, -1 or -2 |
     dynamic_sizes: the frame's original size may leave out the finest scale | prob_embedding, not_seen: our own extensions, rows told how probable their
     place is, and the answer by which the model says that it cannot see what was asked | confidence: ours, too, of confidence.json: bias, text and place, see
-    ps3_sdk.probability.calibrated, and maybe unseen, the probability from which on alone not_seen is said | chat_template: qwen2, mistral, or None for the
+    ps3_sdk.probability.calibrated, and maybe unseen, the probability from which on alone not_seen is said, and again, how sure
+    an answer is that is not looked for again | chat_template: qwen2, mistral, or None for the
     tokenizer's own | max_rows: prompt and answer together, in rows of the language model | mean, std: of the pixels."""
     folders: dict[str, Path]
     llm: LlmConfig
@@ -220,14 +221,16 @@ def _image_encoder(f: Fields) -> None:
         raise f.refuse("image_encoder", 'BasicImageEncoder without start_tokens and with end_tokens "\\n" is needed', "Use another checkpoint.")
 
 
-def _rope_factor(f: Fields) -> float:
-    if "rope_scaling" not in f:
-        return 1.0
-    scaling = f.section("rope_scaling")
-    kind = scaling.values.get("rope_type", scaling.values.get("type"))
+def _rope(f: Fields) -> tuple[float, float]:
+    """rope_theta and rope_factor. transformers 5 writes both into rope_parameters; of older files rope_scaling wins over it, as it does there."""
+    theta, key = f.number("rope_theta", 10000.0), next((key for key in ("rope_scaling", "rope_parameters") if f.values.get(key)), None)
+    if key is None:
+        return theta, 1.0
+    rope = f.section(key)
+    kind = rope.values.get("rope_type", rope.values.get("type", "default" if "rope_theta" in rope else None))
     if kind not in ("linear", "default"):
-        raise f.refuse("rope_scaling", "none, default or linear is needed", "Use another language model.")
-    return scaling.number("factor", 1.0) if kind == "linear" else 1.0
+        raise f.refuse(key, "none, default or linear is needed", "Use another language model.")
+    return rope.number("rope_theta", theta), rope.number("factor", 1.0) if kind == "linear" else 1.0
 
 
 def _no_window(f: Fields, kind: str, positions: int) -> None:
