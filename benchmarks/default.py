@@ -29,21 +29,23 @@ def one_round(bundle: str | None, asks: int, threads: int) -> dict:
     with ps3_sdk.Session(bundle, threads=threads) as session:
         answer = session.ask(FRAMES / "panel_4k.jpg", questions[0])
         first = time.perf_counter()
-        frame, stages, ways = answer.frame, {}, {"warm": None, "once": 0, "twice": 1}
-        ms, again = {way: [] for way in ways}, []
+        frame, stages, ms = answer.frame, {}, {"warm": [], "once": [], "twice": []}
+
+        def ask(way: str, i: int, look_again: float | None):
+            asked = time.perf_counter()
+            answer = session.ask(frame, questions[i % len(questions)], look_again=look_again)
+            ms[way].append((time.perf_counter() - asked) * 1e3)
+            return answer
+
+        again = [ask("warm", i, None).other is not None for i in range(asks)]
+        with open("/proc/self/status") as lines:
+            peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
         for i in range(asks):
-            for way, look_again in ways.items():
-                asked = time.perf_counter()
-                answer = session.ask(frame, questions[i % len(questions)], look_again=look_again)
-                ms[way].append((time.perf_counter() - asked) * 1e3)
-                if way == "warm":
-                    again.append(answer.other is not None)
-                if way == "once":
-                    for stage, each in answer.timing.stages_ms.items():
-                        stages.setdefault(stage, []).append(each)
+            answer = ask("once", i, 0)
+            for stage, each in answer.timing.stages_ms.items():
+                stages.setdefault(stage, []).append(each)
+            ask("twice", i, 1)
         patches = sum(len(ids) for ids in answer.picked.values())
-    with open("/proc/self/status") as lines:
-        peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
     return {"import_s": imported - start, "first_s": first - imported, **{f"{way}_ms": statistics.median(each) for way, each in ms.items()}, "looked_again": statistics.fmean(again), "peak_mb": peak, "patches": patches,
             "bundle_mb": session.bundle.size_bytes / 1e6, **{f"{stage}_ms": statistics.median(each) for stage, each in stages.items()}}
 

@@ -42,7 +42,8 @@ def read_prompt_tokenizer(folder: Path, context_length: int, given: str | Path |
     except Exception as error:      # tokenizers and the hub raise a dozen classes
         raise ExportError(f"[export] {where} cannot be read: {error}. Download tokenizer.json of {settings.tokenizer_name!r} and the files "
                           "beside it, and pass --tokenizer FILE.") from error
-    if vocabulary is not None and (last := max(tokenizer.get_vocab().values(), default=0)) >= vocabulary:
+    if vocabulary is not None and (last := max(tokenizer.get_vocab(False).values(), default=0)) >= vocabulary:
+        # tokens that were added, as T5's extra ones, may lie beyond: cleaned prompts do not make them
         raise ExportError(f"[export] {where} has ids up to {last}; the text tower reads 0 to {vocabulary - 1}. Pass the tokenizer that the model was trained with: --tokenizer FILE.")
     side = {**_json(beside, "special_tokens_map.json"), **_json(beside, "tokenizer_config.json")}
     _refuse_what_is_missing(settings, side)

@@ -1,15 +1,20 @@
-"""A second look at the frame of an answer that is not sure, half a patch further on: each character lies otherwise in its patches, so what was misread once
-is seldom misread again in the same way. The surer of both is the answer."""
+"""A second look at the frame of an answer that is not sure, part of a patch further on: each character lies otherwise in its patches, so what was misread
+once is seldom misread again in the same way.
+
+Some rows and columns are left out, SHIFT of a patch of the finest scale, at the edges nearest to the place that was looked at. What is left fills the
+same grid, so that place has moved by between half of that, in the middle of the frame, and all of it, at the edge.
+"""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Callable
+from typing import Callable, NamedTuple
 
 from .answer import Answer
 from .decode import Decoder
 from .errors import InputError
 
-KEPT = "again"      # in a Look's memory: its frame half a patch further on, for all its questions
+KEPT = "again"      # in a Look's memory: looks at its frame without the rows and columns of one corner each, for all its questions
+SHIFT = 0.75        # of a patch. Of 584 questions of split val 89.6 % were right with 0.5, 91.1 % with this, 90.6 % with 1, 87.7 % without a second look
 
 
 def threshold(session, look_again: float | None, is_plain: bool) -> float:
@@ -26,7 +31,7 @@ def threshold(session, look_again: float | None, is_plain: bool) -> float:
 
 def is_due(answer: Answer, least: float) -> bool:
     """Whether this answer is to be looked for again: it is not sure, that nothing is there neither, ended by itself, and was read from some patches."""
-    return answer.confidence is not None and how_sure(answer) < least and any(map(len, answer.picked.values()))
+    return answer.confidence is not None and bool(answer.regions) and (how_sure(answer) < least or least == 1)
 
 
 def how_sure(answer: Answer) -> float:
@@ -34,31 +39,47 @@ def how_sure(answer: Answer) -> float:
     return answer.confidence if answer.found else 1 - answer.confidence
 
 
-def half_a_patch(frame_size: tuple[int, int], grid: int) -> tuple[int, int]:
-    """Rows and columns of a frame of (h, w) pixels in half a patch of a grid x grid scale, the finest one."""
-    return round(frame_size[0] / (2 * grid)), round(frame_size[1] / (2 * grid))
+def cut(frame_size: tuple[int, int], grid: int, place: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Rows and columns to leave out at the top, left, bottom and right of a frame of (h, w) pixels. grid: patches a side of the finest scale | place: (y, x) pixels that was looked at."""
+    (height, width), (y, x) = frame_size, place
+    rows, columns, low, right = round(SHIFT * height / grid), round(SHIFT * width / grid), y > height / 2, x > width / 2
+    return rows * (not low), columns * (not right), rows * low, columns * right
 
 
-def half_a_patch_on(look):
-    """The look at this frame without its first rows and columns, half a patch, made once; None of a frame too small for that."""
-    if KEPT not in look.memory:
-        frame = look.frame
-        rows, columns = half_a_patch((frame.height, frame.width), look.session.base_px // look.session.patch_px)
-        look.memory[KEPT] = look.session.look(frame.without(rows, columns)) if rows and columns else None
-    return look.memory[KEPT]
+def edges_of(look, answer: Answer) -> tuple[int, int, int, int] | None:
+    """What cut() says for the answer's place; None of a frame too small for that."""
+    x0, y0, x1, y1 = answer.regions[0].box_px
+    top, left, bottom, right = edges = cut(answer.frame_size, look.session.base_px // look.session.patch_px, ((y0 + y1) / 2, (x0 + x1) / 2))
+    return edges if top + bottom and left + right else None
 
 
-def surer(first: Answer, second: Answer) -> Answer:
-    """Of two answers to one question, the second of half_a_patch_on, the surer one, in the first one's frame; the other one is its `other`."""
-    (height, width), (h, w) = first.frame_size, second.frame_size
-    x, y = width - w, height - h
+class Beside(NamedTuple):
+    """look: at a part of a frame | part_px: (x0, y0, x1, y1) of it."""
+    look: object
+    part_px: tuple[int, int, int, int]
+
+
+def beside(look, edges: tuple[int, int, int, int]) -> Beside:
+    """The look at a look's frame without so much at its edges, made once."""
+    kept = look.memory.setdefault(KEPT, {})
+    if edges not in kept:
+        frame, (top, left, *_) = look.frame.without(*edges), edges
+        x, y = (look.frame.width - frame.width) * bool(left), (look.frame.height - frame.height) * bool(top)
+        kept[edges] = Beside(look.session.look(frame), (x, y, x + frame.width, y + frame.height))
+    return kept[edges]
+
+
+def better(first: Answer, second: Answer, part_px: tuple[int, int, int, int]) -> Answer:
+    """Of two answers to one question, the second one of that part of the frame: the second where it gives a value with more confidence, which in an answer that nothing is there is that of
+    there being something after all; else the first. In pixels of the frame; the answer that is not given is its `other`."""
+    x, y, *_ = part_px
     moved = [replace(region, box_px=tuple(a + b for a, b in zip(region.box_px, (x, y, x, y)))) for region in second.regions]
-    second = replace(second, regions=moved, frame=first.frame, frame_size=first.frame_size, origin_px=(x, y))
-    is_better = second.confidence is not None and second.found and (not first.found or second.confidence > first.confidence)
-    chosen, other = (second, first) if is_better else (first, second)
-    sure = chosen.confidence if other.confidence is None or other.text != chosen.text else max(chosen.confidence, other.confidence)
-    return replace(chosen, confidence=sure, timing=first.timing + second.timing, other=other,
-                   notes=chosen.notes + (f"looked again half a patch further on, since the answer was {how_sure(first):.2f} sure",))
+    second = replace(second, regions=moved, frame=first.frame, frame_size=first.frame_size, part_px=part_px)
+    is_better = second.confidence is not None and second.found and second.confidence > first.confidence
+    given, other = (second, first) if is_better else (first, second)
+    sure = given.confidence if other.confidence is None or other.text != given.text else max(given.confidence, other.confidence)
+    return replace(given, confidence=sure, timing=first.timing + second.timing, other=other,
+                   notes=given.notes + (f"looked again part of a patch further on, since the answer was {how_sure(first):.2f} sure",))
 
 
 class Held:

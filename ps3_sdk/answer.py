@@ -95,8 +95,8 @@ class Answer:
     None where the model has none, the text is empty or the answer was cut |
     found: False where a language model says that it cannot see what was asked | choices: best first | regions: what the answer was read from, best first |
     picked: all that was looked at, {scale px: ascending int32 patch ids} | prob: (rows, cols) f32 in [0, 1], how much the prompt cares about each place | timing: ms per stage, that of the look's low-res pass in each of its answers | frame_size: (h, w) pixels | notes: what the user should know |
-    other: where the frame was looked at again since the first answer was not sure, the answer that is less sure | origin_px: (x, y) frame pixels from which on picked and prob count places,
-    (0, 0) but of a second look.
+    other: where the frame was looked at again since the first answer was not sure, the other answer | part_px: (x0, y0, x1, y1) frame pixels that picked and prob are of, of a second look;
+    None: all.
     """
     prompt: str
     text: str | None
@@ -111,7 +111,7 @@ class Answer:
     confidence: float | None = None
     found: bool = True
     frame: object = field(default=None, repr=False)      # ps3_sdk.Frame, to draw on; its memory is the caller's
-    origin_px: tuple[int, int] = (0, 0)
+    part_px: tuple[int, int, int, int] | None = None
     other: "Answer | None" = field(default=None, repr=False)
 
     def save_overlay(self, path, frame=None) -> None:
@@ -143,7 +143,7 @@ class Answer:
             "prob": [[_plain(v) for v in row] for row in self.prob],
             "timing_ms": {name: round(ms, 3) for name, ms in [*self.timing.stages_ms.items(), ("total", self.timing.total_ms)]},
             "notes": list(self.notes),
-            "origin_px": [int(v) for v in self.origin_px],
+            "part_px": None if self.part_px is None else [int(v) for v in self.part_px],
             "other": None if self.other is None else {"text": self.other.text, "confidence": None if self.other.confidence is None else _plain(self.other.confidence), "found": self.other.found},
         }
 

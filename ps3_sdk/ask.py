@@ -11,7 +11,7 @@ from . import again
 from .answer import Answer, Timing, regions_from_map
 from .decode import cancelled
 from .encoding import Aim, block_side, look_closely, planned_blocks
-from .errors import InputError
+from .errors import InputError, RuntimeFailedError
 from .probability import calibrated
 from .prompt import Prompt
 
@@ -39,11 +39,9 @@ def ask_together(seen: Sequence, prompt: str = "", *, look_again=None, on_text=N
     if len(seen) > 1 or not least:
         return _ask_together(seen, prompt, on_text=on_text, **options)
     held = [again.Held(on_text), again.Held(on_text)]
-    (answer,), cancel = _ask_together(seen, prompt, on_text=held[0], **options), options.get("cancel")
-    other = again.half_a_patch_on(seen[0]) if again.is_due(answer, least) and not cancelled(cancel)() else None
-    if other is not None:
-        answer = again.surer(answer, _ask_together([other], prompt, on_text=held[1], **options)[0])
-    held[answer.origin_px != (0, 0)].release()
+    answer = _ask_together(seen, prompt, on_text=held[0], **options)[0]
+    answer = _again(seen[0], [answer], least, options, lambda look, _: _ask_together([look], prompt, on_text=held[1], **options))[0]
+    held[answer.part_px is not None].release()
     return [answer]
 
 
@@ -64,18 +62,31 @@ def _ask_together(seen: Sequence, prompt: str, *, prompt_embedding=None, tokens=
 def ask_each(look, prompts: Sequence[str], *, look_again=None, **options) -> list[Answer]:
     """Answers to several questions about one Look, in their order; arguments as in Look.ask_many."""
     least = again.threshold(look.session, look_again, _is_plain(options))
-    answers, cancel = _ask_each(look, prompts, **options), options.get("cancel")
-    due = [n for n, answer in enumerate(answers) if again.is_due(answer, least)]
-    other = again.half_a_patch_on(look) if due and not cancelled(cancel)() else None
-    if other is not None:
-        for n, second in zip(due, _ask_each(other, [prompts[n] for n in due], **options)):
-            answers[n] = again.surer(answers[n], second)
+    answers = _ask_each(look, prompts, **options)
+    return _again(look, answers, least, options, lambda other, due: _ask_each(other, [prompts[n] for n in due], **options))
+
+
+def _again(look, answers: list[Answer], least: float, options: dict, ask) -> list[Answer]:
+    """Answers about one Look, those that are not sure looked for again. ask(look, which of them) -> answers about another look. Where that fails, what was answered stands."""
+    due: dict[object, list[int]] = {}
+    for n, answer in enumerate(answers):
+        if again.is_due(answer, least) and not cancelled(options.get("cancel"))():
+            due.setdefault(again.edges_of(look, answer), []).append(n)
+    due.pop(None, None)
+    for edges, which in due.items():
+        try:
+            other = again.beside(look, edges)
+            for n, second in zip(which, ask(other.look, which)):
+                answers[n] = again.better(answers[n], second, other.part_px)
+        except (RuntimeFailedError, MemoryError) as error:      # the memory of a GPU that is full, say
+            for n in which:
+                answers[n] = replace(answers[n], notes=answers[n].notes + (f"was not looked at again: {error or 'memory is full'}",))
     return answers
 
 
 def _is_plain(options: dict) -> bool:
-    """Whether nothing is said of where and how much to look, nor choices are given."""
-    return all(options.get(name) is None for name in ("tokens", "looks", "scales", "selection", "choices"))
+    """Whether nothing is said of where and how much to look, no choices are given, and no chance is asked for."""
+    return all(options.get(name) is None for name in ("tokens", "looks", "scales", "selection", "choices", "sampling"))
 
 
 def _unused(session, options: dict, choices) -> tuple[str, ...]:

@@ -57,14 +57,25 @@ def overlay(answer, frame=None) -> Image.Image:
     picture = picture.resize((picture.width * enlarge, picture.height * enlarge), Image.NEAREST)
     unit = max(1, round((picture.width * picture.height) ** 0.5 / 720))     # 1 at 640x480, 4 at 3840x2160
     grids = _grids(answer)
-    picture = _spotlight(picture, grids, unit)
-    picture = _heat(picture, answer.prob)
+    if answer.part_px is None:
+        picture = _marked(picture, answer, grids, unit)
+    else:
+        part = tuple(v * enlarge for v in answer.part_px)
+        marked = _marked(picture.crop(part), answer, grids, unit)
+        picture = _dimmed(picture)
+        picture.paste(marked, part[:2])
+    _regions(ImageDraw.Draw(picture), picture.size, answer.regions, enlarge, unit)
+    return _with_caption(picture, answer, grids, unit)
+
+
+def _marked(picture, answer, grids, unit):
+    """The picture that picked and prob are of, with what they say drawn on it."""
+    picture = _heat(_spotlight(picture, grids, unit), answer.prob)
     pen = ImageDraw.Draw(picture)
     for index, mask in enumerate(grids.values()):
         inset = (len(grids) - 1 - index) * (unit + 1)       # the finest patches are the smallest: no room for an inset there
         _outline(pen, picture.size, mask, SCALE_COLOURS[index % len(SCALE_COLOURS)], unit, inset)
-    _regions(pen, picture.size, answer.regions, enlarge, unit)
-    return _with_caption(picture, answer, grids, unit)
+    return picture
 
 
 def _grids(answer):
@@ -86,8 +97,11 @@ def _spotlight(picture, grids, unit):
     for mask in grids.values():
         part = Image.fromarray(mask.astype(np.uint8) * 255).resize(picture.size, Image.NEAREST)
         seen.paste(255, mask=part)
-    dim = ImageEnhance.Brightness(ImageEnhance.Color(picture).enhance(0.6)).enhance(UNSEEN_LIGHT)
-    return Image.composite(picture, dim, seen.filter(ImageFilter.BoxBlur(unit)))
+    return Image.composite(picture, _dimmed(picture), seen.filter(ImageFilter.BoxBlur(unit)))
+
+
+def _dimmed(picture):
+    return ImageEnhance.Brightness(ImageEnhance.Color(picture).enhance(0.6)).enhance(UNSEEN_LIGHT)
 
 
 def _heat(picture, prob):

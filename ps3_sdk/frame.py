@@ -120,15 +120,18 @@ class Frame:
         planes = [copy(np.ascontiguousarray(plane)) for plane in self._planes]
         return type(self)(planes, self.height, self.width, self.format, self.source, self.matrix, self.full_range)
 
-    def without(self, rows, columns):
-        """This frame without its first rows and columns, in the same memory; an even number, so one more of an odd one, where two pixels share colours (NV12, YUYV)."""
-        if rows >= 0 and columns >= 0 and self.format in ("NV12", "YUYV"):
-            rows, columns = rows + rows % 2, columns + columns % 2
-        if not 0 <= rows < self.height or not 0 <= columns < self.width:
-            raise InputError(f"[frame] {rows} rows and {columns} columns are to be left out of a frame of {self.height} x {self.width} pixels; at least one pixel must stay.")
-        first = self._planes[0][rows:, columns * (2 if self.format == "YUYV" else 1):]
-        planes = [first, *(plane[rows // 2:, columns:] for plane in self._planes[1:])]
-        return type(self)(planes, self.height - rows, self.width - columns, self.format, self.source, self.matrix, self.full_range)
+    def without(self, top=0, left=0, bottom=0, right=0):
+        """This frame without so many pixels at its edges, in the same memory; an even number, so one more of an odd one, where two pixels share colours (NV12, YUYV)."""
+        edges = top, left, bottom, right
+        if min(edges) >= 0 and self.format in ("NV12", "YUYV"):
+            edges = top, left, bottom, right = [edge + edge % 2 for edge in edges]
+        height, width = self.height - top - bottom, self.width - left - right
+        if min(edges) < 0 or height < 1 or width < 1:
+            raise InputError(f"[frame] {top} and {bottom} rows, {left} and {right} columns are to be left out of a frame of {self.height} x {self.width} pixels; at least one pixel must stay.")
+        per_pixel = 2 if self.format == "YUYV" else 1
+        planes = [self._planes[0][top:top + height, left * per_pixel:(left + width) * per_pixel]]
+        planes += [plane[top // 2:(top + height) // 2, left:left + width] for plane in self._planes[1:]]
+        return type(self)(planes, height, width, self.format, self.source, self.matrix, self.full_range)
 
     def picture(self):
         """PIL image, mode RGB, (h, w): a copy to draw on, made anew at each call."""

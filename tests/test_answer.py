@@ -151,7 +151,7 @@ def test_a_huge_prompt_does_not_make_a_huge_summary():
 
 def test_json_has_fixed_keys_and_plain_values():
     document = json.loads(answer().to_json())
-    assert list(document) == ["prompt", "text", "confidence", "found", "choices", "regions", "frame_size", "patch_px", "picked", "prob", "timing_ms", "notes", "origin_px", "other"]
+    assert list(document) == ["prompt", "text", "confidence", "found", "choices", "regions", "frame_size", "patch_px", "picked", "prob", "timing_ms", "notes", "part_px", "other"]
     assert list(document["timing_ms"]) == [*STAGES, "total"] and document["timing_ms"]["total"] == pytest.approx(212.333, abs=0.01)
     assert document["picked"] == {"12": [0, 1, 35], "24": [0, 13, 143]} and document["frame_size"] == [480, 640]
     assert document["choices"][0] == {"text": "exit", "similarity": 0.31, "prob": 0.9}

@@ -26,6 +26,7 @@ def test_free_answers_and_choices_of_one_set_are_both_told(tmp_path):
     lines = [line.split() for line in table(summary).splitlines()]
     rows = [line[:3] for line in lines if line and line[0] in ("all", "signs")]
     assert rows == [["all", "1", "0.0"], ["signs", "1", "0.0"], ["all", "2", "100.0"], ["all", "1", "100.0"]]
+    pytest.importorskip("matplotlib", reason="needs ps3_sdk[eval]")
     plots.plot(summary, tmp_path / "s.png")
     bars = []
     original = plots._bars
@@ -47,8 +48,20 @@ def test_a_picture_that_breaks_off_stops_nothing(session, folder):
     assert "1 of 3 questions could not be asked" in summary["notes"][-1] and "could not be asked" in table(summary)
     again = evaluate(session, read_questions(path), tokens=8, folder=folder / "out")
     assert [each["key"] for each in again["failed"]] == ["line 2"], "it is tried again"
-    with pytest.raises(InputError, match="line 1"):         # so it may be with all of them
-        evaluate(session, read_questions(write(folder / "p.jsonl", {**CHOICE, "frame": "broken.jpg"}, CHOICE)), tokens=8)
+    assert evaluate(session, read_questions(write(folder / "p.jsonl", {**CHOICE, "frame": "broken.jpg"}, CHOICE)), tokens=8)["n"] == 1
+    with pytest.raises(InputError, match="line 2"):         # so it is with all of them
+        evaluate(session, read_questions(write(folder / "p.jsonl", *[{**CHOICE, "frame": "broken.jpg"}] * 2)), tokens=8)
+    tried = []
+    with pytest.raises(InputError, match="tokens"):
+        evaluate(session, read_questions(write(folder / "p.jsonl", *[CHOICE] * 30)), tokens=-1, progress=lambda done, *_: tried.append(done))
+    assert tried == list(range(1, 10)), "the rest is not tried"
+
+
+def test_a_full_disk_is_no_bad_question(session, folder, monkeypatch):
+    from ps3_sdk.evaluate.results import Results
+    monkeypatch.setattr(Results, "add", lambda self, record: (_ for _ in ()).throw(InputError("[evaluate] cannot be written. Make room")))
+    with pytest.raises(InputError, match="Make room"):
+        evaluate(session, read_questions(write(folder / "q.jsonl", CHOICE, CHOICE)), tokens=8, folder=folder / "out")
 
 
 def test_two_items_of_one_key_are_refused(session, folder):
@@ -65,7 +78,9 @@ def test_an_empty_prompt_of_an_encoder_is_asked_by_saliency(session, folder):
 def test_results_inside_a_folder_of_questions_are_no_questions(vstar, monkeypatch):
     before = read_vstar(vstar)
     (vstar / "out").mkdir()
-    (vstar / "out/summary.json").write_text('{"set": "bench", "n": 4}')
+    (vstar / "out/summary.json").write_text('{"set": "bench", "settings_hash": "00", "n": 4}')
+    Image.new("RGB", (8, 8)).save(vstar / "out/summary.png")
+    (vstar / "out/notes.json").write_text('{"by": "me"}')
     (vstar / "x.json").mkdir()
     after = read_vstar(vstar)
     assert [item.key for item in after] == [item.key for item in before] and after.settings == before.settings
@@ -130,12 +145,13 @@ def test_what_was_kept_takes_no_time():
 
 def test_options_of_scenes_are_refused_elsewhere(vstar, folder, capsys):
     path = str(write(folder / "q.jsonl", GOOD))
-    for arguments, says in (([str(vstar), "--questions", "3"], "--questions"), ([path, "--seed", "3"], "--seed"), ([path, "--domains", "ui", "--fallback"], "--domains --fallback")):
+    for arguments, says in (([str(vstar), "--questions", "3"], "--questions"), ([path, "--seed", "0"], "--seed"), ([path, "--domains", "ui", "--fallback"], "--domains --fallback")):
         assert cli.main(["eval", *arguments]) == 1 and says + " is of scenes" in capsys.readouterr().err
 
 
 def test_plots_that_fail_leave_the_figures(seeded, folder, monkeypatch, capsys):
     path = write(folder / "q.jsonl", {**CHOICE, "domain": "$^$"}, CHOICE)
+    pytest.importorskip("matplotlib", reason="needs ps3_sdk[eval]")
     command = ["eval", str(path), "--bundle", str(seeded), "--tokens", "8", "-o", str(folder / "out")]
     assert cli.main(command) == 0 and (folder / "out/summary.png").exists()         # a domain is no formula
     capsys.readouterr()
@@ -145,8 +161,8 @@ def test_plots_that_fail_leave_the_figures(seeded, folder, monkeypatch, capsys):
     assert "2 questions" in out and "plots could not be drawn: division by zero" in err
 
 
-def test_weights_with_a_licence_are_told_in_one_line(monkeypatch, folder, capsys):
-    """As of every other command, not as a warning of Python's."""
+def test_sessions_are_opened_as_every_command_opens_them(monkeypatch, folder, capsys):
+    """Which tells a licence in one line, not as a warning of Python's (test_cli)."""
     opened = []
     monkeypatch.setattr(cli, "_session", lambda options: opened.append(options) or (_ for _ in ()).throw(InputError("[session] opened")))
     assert cli.main(["eval", str(write(folder / "q.jsonl", GOOD))]) == 1 and opened and "opened" in capsys.readouterr().err

@@ -137,11 +137,11 @@ def test_a_second_look_counts_its_patches_and_is_measured_where_it_was(scenes):
         for item, one, two in zip(items, once, twice):
             assert one["patches"] == 480 and not one["looked_again"] and two["patches"] == 960 and two["looked_again"] and two["recall"] == one["recall"]
             answer = session.ask(item.frame(), item.prompt, look_again=1)
-            (x0, y0, x1, y1), (x, y), frame = item.boxes_px[0], answer.origin_px, answer.frame_size
+            (x0, y0, x1, y1), (left, top, right, bottom) = item.boxes_px[0], answer.part_px or (0, 0, 960, 540)
             mask = np.zeros(270 * 270)
             mask[answer.picked[3780]] = 1
-            rows, columns = ((np.arange(low, high) - start + 0.5) * 270 / (side - start) for low, high, start, side in ((int(y0), int(y1), y, frame[0]), (int(x0), int(x1), x, frame[1])))
-            assert two["seen"] == pytest.approx(mask.reshape(270, 270)[np.ix_(rows.astype(int), columns.astype(int))].mean(), abs=0.05)
+            rows, columns = ((np.linspace(low, high, 200) - start) * 270 / (end - start) for low, high, start, end in ((y0, y1, top, bottom), (x0, x1, left, right)))
+            assert two["seen"] == pytest.approx(mask.reshape(270, 270)[np.ix_(rows.astype(int).clip(0, 269), columns.astype(int).clip(0, 269))].mean(), abs=0.02)
             assert two["confidence"] == pytest.approx(answer.confidence, abs=1e-6)
 
 

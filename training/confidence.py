@@ -3,8 +3,8 @@
 Held-out scenes of split val are asked as the SDK asks. First: from which probability on is it to be said that something is not visible? Two fifths of
 what is answered in training are, fewer questions in use. Of some thresholds those are near the best with which nearly as many questions are answered right, those whose
 answer that is among them; the highest of these is taken, since a value that is told with little confidence is of more use than none. Then, of each answer that gives a value, two probabilities are known: the language model's of its text, and score's of the place that
-was looked at. A logistic regression on both tells how probably it is right. Answers that are less sure than AGAIN are looked for again, half a patch further on, and the
-surer ones given (ps3_sdk/again.py). A third of the scenes, not fitted on, tell how well all this does.
+was looked at. A logistic regression on both tells how probably it is right. Answers that are less sure than AGAIN are looked for again, part of a patch further on
+(ps3_sdk/again.py). A third of the scenes, not fitted on, tell how well all this does.
 Source: J. Platt, "Probabilistic outputs for support vector machines", 1999.
 """
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple, Sequence
 import numpy as np
 import torch
 
-from ps3_sdk.again import half_a_patch
+from ps3_sdk.again import cut
 from ps3_sdk.export.reference.vila.config import AGAIN as KEY, CONFIDENCE, CONFIDENCE_KEYS, UNSEEN
 from ps3_sdk.export.reference.vila.model import VilaHd
 from ps3_sdk.probability import calibrated
@@ -34,7 +34,7 @@ AGAIN = 0.8             # a fifth of all questions; from 0.9 on a third, and har
 
 class Asked(NamedTuple):
     """A question. unseen: probability of NOT_SEEN, 0 where another answer is more probable | text, place: probabilities of the best other answer and of the place that was looked at |
-    right: whether that answer is | there: whether the question has one | again: the same of the frame half a patch further on."""
+    right: whether that answer is | there: whether the question has one | again: the same of a second look, part of a patch further on."""
     unseen: float
     text: float
     place: float
@@ -52,24 +52,31 @@ class Asked(NamedTuple):
         sure = lambda each: calibrated(each.text, each.place, weights)
         if other is None or (sure(self) if self.has_value(least) else self.unseen) >= AGAIN or not other.has_value(least):
             return self
-        return other if not self.has_value(least) or sure(other) > sure(self) else self
-
-
-def asked(model: VilaHd, scene) -> list[Asked]:
-    """Every question of a scene, asked of its frame and half a patch further on."""
-    rows, columns = half_a_patch(scene.frame.shape[:2], model.config.vision.grids[-1])
-    return [one._replace(again=other) for one, other in zip(asked_of(model, scene.frame, scene.questions), asked_of(model, scene.frame[rows:, columns:], scene.questions))]
+        return other if sure(other) > (sure(self) if self.has_value(least) else 1 - self.unseen) else self
 
 
 @torch.no_grad()
-def asked_of(model: VilaHd, frame: np.ndarray, questions: Sequence) -> list[Asked]:
-    options, seen, known, kept = replace(model.config.looks, rule="blocks"), model.look(np.ascontiguousarray(frame)), None, []      # as the SDK selects
-    for question in questions:
+def asked(model: VilaHd, scene) -> list[Asked]:
+    """Every question of a scene, asked as the SDK asks, and again in a second look."""
+    looks, kept = {}, []
+
+    def ask(edges: tuple[int, int, int, int], question) -> tuple[Asked, tuple[float, float]]:
+        """The frame without so much at its top, left, bottom and right; what is answered, and the place (y, x) in pixels."""
+        top, left, bottom, right = edges
+        h, w = scene.frame.shape[:2]
+        seen, known = looks.get(edges) or (model.look(np.ascontiguousarray(scene.frame[top:h - bottom, left:w - right])), None)
         said = model.generate([seen, question.prompt], options, max_new_tokens=MOST_TOKENS, known=known, unseen=2.0)
-        known, there = said.known, question.item is not None
-        first = model.llm.logits(known.hidden).softmax(dim=0)
+        looks[edges], there, prob = (seen, said.known), question.item is not None, said.picked[0].probs[0].flatten()
+        first = model.llm.logits(said.known.hidden).softmax(dim=0)
         unseen = float(first[model.unseen_id]) if int(first.argmax()) == model.unseen_id else 0.0
-        kept.append(Asked(unseen, math.exp(said.logprob), float(said.picked[0].probs[0].max()), there and said.text == question.answer, there))
+        side = math.isqrt(len(prob))
+        row, column = divmod(int(prob.argmax()), side)
+        return Asked(unseen, math.exp(said.logprob), float(prob.max()), there and said.text == question.answer, there), ((row + 0.5) * h / side, (column + 0.5) * w / side)
+
+    options, finest = replace(model.config.looks, rule="blocks"), model.config.vision.grids[-1]        # as the SDK selects
+    for question in scene.questions:
+        one, place = ask((0, 0, 0, 0), question)
+        kept.append(one._replace(again=ask(cut(scene.frame.shape[:2], finest, place), question)[0]))
     return kept
 
 

@@ -66,7 +66,7 @@ def _items(options):
         return SceneItems(100 if options.questions is None else options.questions, unanswerable=options.unanswerable, domains=options.domains or DOMAINS, split=options.split or "test",
                           seed=seed, frame_px=_size(options.frame or "3840x2160"), fallback=options.fallback)
     is_folder = Path(options.what).is_dir()
-    unused = [name for name in (*OF_SCENES, *(() if is_folder else ("seed",))) if getattr(options, name) not in (None, False)]
+    unused = [name for name in (*OF_SCENES, *(() if is_folder else ("seed",))) if getattr(options, name) is not None and getattr(options, name) is not False]
     if unused:
         raise InputError(f"[evaluate] {' '.join(f'--{name}' for name in unused)} is of scenes; {options.what} is asked whole. Leave it out.")
     return read_vstar(options.what, seed) if is_folder else read_questions(options.what)

@@ -19,6 +19,7 @@ from .summary import summarise
 from .words import chosen, is_refusal, lettered, normalise
 
 FORMAT = 5              # of the records; part of the settings that they are kept by
+ENOUGH = 10             # questions that could not be asked, where none could: the rest is not tried
 BUDGETS = (256, 512, 1024, 2048)
 
 
@@ -35,7 +36,7 @@ def evaluate(session: Session, items: Iterable[Item], *, tokens: int | None = No
         the summary, plain dicts; docs/evaluation.md names every key.
     What cannot be asked, as a damaged frame, is told in `failed` and asked again by the next call.
     Raises:
-        InputError that names the item: two of one key, or one that cannot be asked where none was before it.
+        InputError that names the item: two of one key, or one that cannot be asked where none can.
     """
     settings = {"format": FORMAT, "items": items.settings, "bundle": bundle_of(session), "tokens": tokens, "scales": scales, "selection": selection, "look_again": look_again, "max_tokens": max_tokens,
                 "threads": session.threads, "ran_on": ran_on(session), "language_model": language_model_of(session), "versions": versions(), "machine": machine()}
@@ -50,13 +51,15 @@ def evaluate(session: Session, items: Iterable[Item], *, tokens: int | None = No
             if is_kept:
                 continue
             try:
-                results.add(_record(session, item, tokens, scales, selection, look_again, max_tokens, first))
-                first = False
+                record = _record(session, item, tokens, scales, selection, look_again, max_tokens, first)
             except InputError as error:
-                if not results.records:         # so it may be with all of them
-                    raise
                 results.records.pop(item.key, None)
                 failed.append({"key": item.key, "why": str(error)})
+                if not results.records and len(failed) in (ENOUGH, len(items)):     # so it is with all of them, or seems to be
+                    raise
+            else:
+                results.add(record)
+                first = False
             if progress:
                 progress(len(seen), max(len(items), len(seen)), item.domain)
         if progress and seen and is_kept:
@@ -111,15 +114,15 @@ def _record(session: Session, item: Item, tokens, scales, selection, look_again,
     except InputError as error:
         raise InputError(f"{item.where}: {error}") from error
     right = lambda text: normalise(text) == normalise(item.answer) if item.answer.strip() else is_refusal(text)
-    confidence, (x, y), (height, width) = answer.confidence, answer.origin_px, answer.frame_size
-    boxes = [(x0 - x, y0 - y, x1 - x, y1 - y) for x0, y0, x1, y1 in item.boxes_px]      # where picked counts from
+    confidence, part = answer.confidence, answer.part_px or (0, 0, *answer.frame_size[::-1])
+    boxes = [(x0 - part[0], y0 - part[1], x1 - part[0], y1 - part[1]) for x0, y0, x1, y1 in item.boxes_px]      # in what picked is of
     looked = [answer] if answer.other is None else [answer, answer.other]
     return {
         "key": item.key, "domain": item.domain, "kind": item.kind, "prompt": item.prompt, "answer": item.answer, "choices": list(item.choices),
         "said": said, "text": answer.text, "right": right(said), "said_low_res_only": said_low, "right_low_res_only": right(said_low), "refused": is_refusal(said),
         "confidence": None if confidence is None else round(float(confidence), 6), "cap_px": item.cap_px, "patches": sum(len(ids) for each in looked for ids in each.picked.values()),
-        "looked_again": len(looked) > 1, "seen": share_seen(session, answer.picked, boxes, (height - y, width - x), scales) if boxes else None,
-        **_recalls(session, frame, item, next(each for each in looked if each.origin_px == (0, 0)), scales, selection),
+        "looked_again": len(looked) > 1, "seen": share_seen(session, answer.picked, boxes, (part[3] - part[1], part[2] - part[0]), scales) if boxes else None,
+        **_recalls(session, frame, item, next(each for each in looked if each.part_px is None), scales, selection),
         "seconds": round(seconds, 5), "first": first}
 
 

@@ -109,7 +109,7 @@ def table(summary: dict) -> str:
     if free:
         lines.append(f"not right: {_percent(summary, 'nearly_right')} at most {NEARLY} characters off, {_percent(summary, 'refused')} refused")
     if summary["looked_again"]:
-        lines.append(f"looked at again, half a patch further on: {_percent(summary, 'looked_again')}; {summary['patches_per_question']} patches a question")
+        lines.append(f"looked at again: {_percent(summary, 'looked_again')}; {summary['patches_per_question']} patches a question")
     bands = [f"{name}: {100 * row['right']:.0f} % of {row['right_n']}" for name, row in summary["by_confidence"].items() if row["right_n"]]
     if bands:
         lines.append(f"right by confidence: {', '.join(bands)}")

@@ -53,14 +53,14 @@ def shuffled(options: list[str], seed: int, name: str) -> tuple[str, ...]:
 
 
 def _item(path: Path, data: bytes, folder: Path, seed: int) -> Item | None:
-    """None: this JSON has neither a picture beside it nor anything of a question."""
+    """None: this JSON has nothing of a question, and no picture beside it or is a summary of results."""
     name, where = path.relative_to(folder).as_posix(), f"[evaluate] {path}"
     try:
         entry = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is no JSON: {error}. Download it again.") from error
     picture = next((path.with_suffix(suffix) for suffix in (*PICTURES, *map(str.upper, PICTURES)) if path.with_suffix(suffix).is_file()), None)
-    if picture is None and not (isinstance(entry, dict) and {"question", "options"} & set(entry)):
+    if isinstance(entry, dict) and not {"question", "options"} & set(entry) and (picture is None or "settings_hash" in entry):
         return None
     options = entry.get("options") if isinstance(entry, dict) else None
     if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS) or not all(is_text(each) and each.strip() for each in options) \
