@@ -49,6 +49,9 @@ def build_engine(source: str | Path, output: str | Path, options: EngineOptions,
         options = replace(options, sms=_own_sm(options, dry_run))
     # once more, with the GPUs it will be for: before frames are run and weights are read
     check_options(options, known_sms(module) if module is not None and options.runtime == "tensorrt-rtx" else RTX_SMS)
+    if options.max_tokens is not None and Path(source).is_dir():       # before it is exported
+        from .export_checkpoint import num_scales
+        check_tokens(options, num_scales(source))
     if dry_run and Path(source).is_dir():
         from .export_checkpoint import vision_networks as of_checkpoint
         return estimate({graph.name: _count(graph) for graph in of_checkpoint(source)}, options).lines(options, options.sms)

@@ -43,6 +43,13 @@ def is_vila_checkpoint(checkpoint: str, revision: str | None = None) -> bool:
     return is_vila(locate(checkpoint, revision, ["config.json"])[0])
 
 
+def num_scales(folder: str | Path) -> int:
+    """High-res scales of a checkpoint folder's model."""
+    from . import make_vlm
+    config = make_vlm.VilaHd.outline(Path(folder))[0].config.vision if make_vlm.is_vila(Path(folder)) else Ps3Config.read(folder).vision
+    return len(config.scales_px) - 1
+
+
 def vision_networks(folder: str | Path) -> list[Graph]:
     """The networks of a checkpoint folder that become engines, its weights unread; the language model is not among them. Raises ExportError: no such checkpoint."""
     from . import make_vlm

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
+
 pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
 
 from ps3_sdk.errors import BundleError, ExportError, InputError, RuntimeMissingError
@@ -69,6 +71,11 @@ def test_fewer_patches_than_scales_are_refused_before_any_work(seeded, tmp_path,
         with pytest.raises(InputError, match=rf"max-tokens is {few}; a look picks in 3 high-res scales, so at least 3 are needed"):
             build_engine(seeded, tmp_path / "x.plan", options("tensorrt", max_tokens=few), dry_run=dry_run)
     assert not os.listdir(tmp_path)
+    pytest.importorskip("torch", reason="needs ps3_sdk[export]")
+    monkeypatch.setattr("ps3_sdk.export.export_checkpoint.export_checkpoint", lambda *_, **__: pytest.fail("a checkpoint is exported"))
+    for checkpoint in (ROOT / "training/model", ROOT / "training/model/vision_tower"):
+        with pytest.raises(InputError, match="a look picks in 3 high-res scales"):
+            build_engine(checkpoint, tmp_path / "x.plan", options("tensorrt", max_tokens=2), dry_run=dry_run)
 
 
 def test_a_timing_cache_that_cannot_be_written_is_refused_before_any_work(seeded, tmp_path, monkeypatch, standin):
