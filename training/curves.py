@@ -11,7 +11,8 @@ STAGES = {"read": "0 read", "look": "1 spell and look", "answer": "2 answer", "a
           "answer_gpu": "2 on a GPU", "answer_gpu_on": "2 on a GPU, on", "answer_around": "2 around one place", "answer_mean": "2 on, means of steps",
           "answer_captions": "2 on, captions of boxes", "view": "a wider view", "answer_kinds": "2 on, from the wider view",
           "view_on": "the view, on", "score": "3 score", "score_on": "3 score, on", "answer_things": "2 on, things in close looks",
-          "answer_things_on": "2 on, smaller steps", "answer_deeper": "2 on, deeper", "answer_rows": "2 on, rows labelled"}
+          "answer_things_on": "2 on, smaller steps", "answer_deeper": "2 on, deeper", "answer_rows": "2 on, rows labelled",
+          "answer_small": "2 on, more small print"}
 ACROSS = 4          # stages in a row of the picture
 NAMES = ("slot", "dense_slot", "spelt", "exact", "refused", "hit", "recall4", "recall6", "told", "kind")       # each has a colour
 SHARES = ("val_slot", *(f"{held_out}{name}" for held_out in ("", "val_") for name in NAMES[1:]))
