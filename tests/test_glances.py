@@ -67,7 +67,7 @@ def test_glances_go_on_elsewhere_until_something_is_found(look, session, monkeyp
 
 def test_an_answer_is_as_sure_as_the_place_that_it_was_read_in(look, session, monkeypatch):
     """Of a later glance the place is less probable than the first one's, where nothing was found."""
-    said, words, prob = [], ask._words, look.ask(THERE).prob
+    said, words, prob = [], ask._words, look.ask(THERE, tokens=GLANCE).prob
     monkeypatch.setitem(session.language.spec, "confidence", session.language.spec["confidence"] | {"unseen": 1.0})      # whatever is there, a value is given
     monkeypatch.setattr(ask, "calibrated", lambda text, place, weights: said.append(place) or 0.5)
     first = iter([NO])
