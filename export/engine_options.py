@@ -22,7 +22,7 @@ PLATFORMS = {("Linux", "x86_64"): "linux-x86_64", ("Linux", "aarch64"): "linux-a
 GPUS = {75: "RTX 20", 80: "A100", 86: "RTX 30", 87: "Jetson Orin", 89: "RTX 40", 90: "H100", 100: "B200", 103: "B300", 110: "Jetson Thor", 120: "RTX 50", 121: "DGX Spark"}
 SECONDS_PER_GB, SECONDS_EACH = 70.0, 1.2        # of plan, two thirds of it for measuring the error; of network
 MAX_FRAMES, SECONDS_PER_FRAME = 32, 150.0       # to calibrate with; of a billion weights of encode, on two cores
-RAM_BASE_GB, RAM_PER_PLAN = 0.75, 3.4           # RAM while building: base + this times the largest plan
+RAM_BASE_GB, RAM_PER_PLAN = 0.55, 3.7           # RAM while building: base + this times the largest plan
 MOST_GB = 4096                                  # of a workspace
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.1, "int8": 1.1, "int4": 0.7}
 
