@@ -19,6 +19,8 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 130      # argparse itself exits with 2
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")       # a prompt may hold what the terminal has no character for
     try:
         return options.run(options) or 0
     except Ps3Error as error:

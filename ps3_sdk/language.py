@@ -17,7 +17,7 @@ from .errors import BundleError, InputError
 from .language_model import LanguageModel, ReadState
 from .manifest import most_in_a_run
 from .probability import enlarged, pooling_weights
-from .prompt import checked_text, tokenizers
+from .prompt import tokenizers
 
 IMAGE, VIDEO = "<image>", "<vila/video>"
 
@@ -82,7 +82,7 @@ class Language:
 
     def message(self, parts: Sequence[object]) -> str:
         """Strings and frames (anything else) joined by nothing; control words for frames are deleted from strings."""
-        text = "".join(_clean(checked_text(part)) if isinstance(part, str) else IMAGE for part in parts)
+        text = "".join(_clean(_checked(part)) if isinstance(part, str) else IMAGE for part in parts)
         num_frames = sum(not isinstance(part, str) for part in parts)
         if text.count(IMAGE) != num_frames or VIDEO in text:
             raise InputError(f"[encode_prompt] two texts together read {IMAGE} or {VIDEO}; only frames may. Pass the text as one part.")
@@ -206,3 +206,12 @@ def _clean(text: str) -> str:
         while word in text:         # once is not enough: <ima<image>ge>
             text = text.replace(word, "").strip()
     return _clean(text) if IMAGE in text else text
+
+
+def _checked(text: str) -> str:
+    """The text. Raises InputError: it holds half of a character, as the command line makes of bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"[encode_prompt] the text holds {text[error.start]!r} at {error.start}, half of a character; whole ones are needed. Write it in UTF-8.") from error
+    return text

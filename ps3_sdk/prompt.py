@@ -27,15 +27,6 @@ class Prompt:
     anywhere: bool = False
 
 
-def checked_text(text: str) -> str:
-    """The text. Raises InputError: it holds half of a character, as the command line makes of bytes that are not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"[encode_prompt] the text holds {text[error.start]!r} at {error.start}, half of a character; whole ones are needed. Write it in UTF-8.") from error
-    return text
-
-
 def clean(text: str, how: str) -> str:
     """The text as the tokenizer wants it. how: "whitespace", "lower" or "canonicalize".
 
@@ -87,7 +78,7 @@ class PromptTokenizer:
         """Returns ids and notes. Raises InputError when `text` is no str."""
         if not isinstance(text, str):
             raise InputError(f"[encode_prompt] the prompt is {type(text).__name__}; it must be a str. Pass vectors as prompt_embedding=.")
-        found = self._tokenizer.encode(clean(checked_text(text), self.spec["clean"]))
+        found = self._tokenizer.encode(clean(text, self.spec["clean"]))
         notes = []
         if found.overflowing:
             parts = [found, *found.overflowing]

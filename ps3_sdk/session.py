@@ -113,7 +113,7 @@ class Session(Stages):
             smooth: average the probabilities over 6 x 6 areas of the frame before picking (the public model's smooth_selection_prob).
             look_again: an answer less sure than this is looked for again, in the frame without a few rows and columns at its edges, where characters lie otherwise in
                 patches. What is answered then is given if it is a value with more confidence, the other answer is its `other`, and on_text gets the text when both are known. 0: never, 1: always.
-                Default: what the bundle says (the embedded one: 0.8), never where tokens, looks, scales, selection, choices or sampling is given.
+                Default: what the bundle says of its own language model (the embedded one: 0.8), never where tokens, looks, scales, selection, choices or sampling is given.
             max_tokens, sampling, cancel, on_text: of the answer's text (vision-language bundles; of others a note says that none comes): tokens at most, default what the bundle says; a
                 ps3_sdk.Sampling, default greedy; a threading.Event or function that stops it; a function that is given each
                 piece of text as soon as it is certain.
