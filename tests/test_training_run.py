@@ -203,6 +203,32 @@ def test_scenes_are_used_so_often_and_then_new_ones_come(cutter, memory):
         ring.close()
 
 
+def test_a_third_of_the_scenes_are_in_small_print(monkeypatch):
+    from queue import SimpleQueue
+    from ps3_sdk.training import frames
+    from ps3_sdk.training.scenes import scenes
+
+    class Seen(Exception):
+        pass
+
+    class Stub:
+        def __init__(self, **_):
+            pass
+
+        def __getitem__(self, index):
+            raise Seen(self.cap_px)
+
+    monkeypatch.setattr(scenes, "Scenes", Stub)
+    drawn = []
+    for index in range(300):
+        free = SimpleQueue()
+        free.put(0)
+        with pytest.raises(Seen) as seen:
+            frames._work([], free, None, "train", 0, index, 1, (540, 960), 1, {})
+        drawn.append(seen.value.args[0])
+    assert set(drawn) == {frames.SMALL_PX, scenes.CAP_PX} and abs(drawn.count(frames.SMALL_PX) / 300 - frames.SMALL_PRINT) < 0.1
+
+
 def test_words_come_from_other_processes_without_end(tmp_path):
     from ps3_sdk.training.spell import Words
     (tmp_path / "dense_train").mkdir()
