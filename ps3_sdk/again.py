@@ -69,14 +69,18 @@ def beside(look, edges: tuple[int, int, int, int]) -> Beside:
     return kept[edges]
 
 
+def is_better(first: float, second: float | None, found: bool) -> bool:
+    """Whether a second answer is given in place of the first one, by their confidences; found: whether it gives a value."""
+    return found and second is not None and second > first
+
+
 def better(first: Answer, second: Answer, part_px: tuple[int, int, int, int]) -> Answer:
     """Of two answers to one question, the second one of that part of the frame: the second where it gives a value with more confidence, which in an answer that nothing is there is that of
     there being something after all; else the first. In pixels of the frame; the answer that is not given is its `other`."""
     x, y, *_ = part_px
     moved = [replace(region, box_px=tuple(a + b for a, b in zip(region.box_px, (x, y, x, y)))) for region in second.regions]
     second = replace(second, regions=moved, frame=first.frame, frame_size=first.frame_size, part_px=part_px)
-    is_better = second.confidence is not None and second.found and second.confidence > first.confidence
-    given, other = (second, first) if is_better else (first, second)
+    given, other = (second, first) if is_better(first.confidence, second.confidence, second.found) else (first, second)
     sure = given.confidence if other.confidence is None or other.text != given.text else max(given.confidence, other.confidence)
     return replace(given, confidence=sure, timing=first.timing + second.timing, other=other,
                    notes=given.notes + (f"looked again part of a patch further on, since the answer was {how_sure(first):.2f} sure",))
@@ -86,8 +90,6 @@ class Held:
     """Pieces of an answer's text, told once it is known which answer it is. tell: where to, or None."""
 
     def __init__(self, tell: Callable[[str], None] | None):
-        if tell is not None and not callable(tell):
-            raise InputError(f"[decode] on_text is {type(tell).__name__}; a function that takes a piece of text is needed.")
         self._tell, self._pieces = tell, []
 
     def __call__(self, piece: str) -> None:

@@ -35,6 +35,8 @@ def ask_together(seen: Sequence, prompt: str = "", *, look_again=None, on_text=N
     A language model reads all frames and gives one text, which every answer carries. Encoders are asked about each frame by itself. An answer about one
     frame that is not sure is looked for again; see again.py.
     """
+    if on_text is not None and not callable(on_text):
+        raise InputError(f"[decode] on_text is {type(on_text).__name__}; a function that takes a piece of text is needed.")
     least = again.threshold(seen[0].session, look_again, _is_plain(options))
     if len(seen) > 1 or not least:
         return _ask_together(seen, prompt, on_text=on_text, **options)
@@ -49,8 +51,6 @@ def _ask_together(seen: Sequence, prompt: str, *, prompt_embedding=None, tokens=
                   **options) -> list[Answer]:
     session = seen[0].session
     _check_names(options)
-    if on_text is not None and not callable(on_text):
-        raise InputError(f"[decode] on_text is {type(on_text).__name__}; a function that takes a piece of text is needed.")
     with session.running():
         choices = _checked(session, choices) if choices is not None else None
         timings = [Timing() for _ in seen]

@@ -144,6 +144,8 @@ def test_training_on_from_a_folder_is_the_last_stages_alone(tmp_path, capsys):
     assert cli.main(["train", str(tmp_path), "--begin", str(ROOT / "training/model"), "--dry-run"]) == 0
     said = capsys.readouterr().err
     assert "training.read" not in said and "look" not in said.replace("--looks", "") and f"--begin {ROOT / 'training/model'}" in said
+    answer = next(line for line in said.splitlines() if f"{tmp_path} answer " in line)      # as the embedded model was trained on: high rates lose what it reads
+    assert all(f" {option} " in f"{answer} " for option in ("--small", "--lr 0.2", "--decay-from 0.02", "--windows 32", "--spelt 96", "--scenes 2", "--looks 4", "--questions 16", "--mean-over 150"))
     assert cli.main(["train", str(tmp_path), "--begin", str(tmp_path / "none")]) == 1 and "no config.json" in capsys.readouterr().err
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple, Sequence
 import numpy as np
 import torch
 
-from ps3_sdk.again import cut
+from ps3_sdk.again import cut, is_better
 from ps3_sdk.export.reference.vila.config import AGAIN as KEY, CONFIDENCE, CONFIDENCE_KEYS, UNSEEN
 from ps3_sdk.export.reference.vila.model import VilaHd
 from ps3_sdk.probability import calibrated
@@ -49,10 +49,10 @@ class Asked(NamedTuple):
     def given(self, weights: dict[str, float]) -> "Asked":
         """What is answered at last, itself or again: as ps3_sdk.again decides."""
         least, other = weights.get(UNSEEN, 0.0), self.again
-        sure = lambda each: calibrated(each.text, each.place, weights)
-        if other is None or (sure(self) if self.has_value(least) else self.unseen) >= AGAIN or not other.has_value(least):
+        sure = lambda each: calibrated(each.text, each.place, weights) if each.has_value(least) else 1 - each.unseen     # that something is there
+        if other is None or (sure(self) if self.has_value(least) else self.unseen) >= AGAIN:
             return self
-        return other if sure(other) > (sure(self) if self.has_value(least) else 1 - self.unseen) else self
+        return other if is_better(sure(self), sure(other), other.has_value(least)) else self
 
 
 @torch.no_grad()

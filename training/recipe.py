@@ -46,8 +46,11 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
                  (["places", run / "model", run / "placed"], steps(180)),
                  (["answer", pool, run, "look_on", "--still"], {"begin": run / "placed"} | steps(360) | {"windows": 16, "spelt": 40, "looks": 4, "uses": 4, "lr": 0.6,
                   "decay-from": 0.4, "least": 0.25} | many | machine)]
-    begin = {} if options.begin is None else {"begin": options.begin}
-    made += [(["answer", pool, run, "answer"], begin | steps(1600) | {"windows": 32, "spelt": 80, "places": 4, "looks": 1, "lr": 0.9, "decay-from": 0.35} | many
+    answer, small = {"windows": 32, "spelt": 80, "places": 4, "looks": 1, "lr": 0.9, "decay-from": 0.35} | steps(1600), []
+    if options.begin is not None:       # a model that is trained loses at such rates what it reads
+        answer, small = {"begin": options.begin, "windows": 32, "spelt": 96, "scenes": 2, "looks": 4, "questions": 16, "ring": 20, "lr": 0.2, "decay-from": 0.02, "least": 0.03,
+                         "mean-over": 150} | steps(900), ["--small"]
+    made += [(["answer", pool, run, "answer", *small], answer | many
               | ({"scenes": 20} if on_gpu else {}) | machine),
              (["answer", pool, run, "score", "--small"], steps(900) | {"looks": 6, "questions": 16, "ring": 48, "lr": 0.4, "decay-from": 0.3} | many | machine),
              (["confidence", run / "model"], {}),
