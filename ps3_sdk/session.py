@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 
@@ -42,6 +43,8 @@ class Session(Stages):
         device: of ONNX bundles, "cpu" (default) or "cuda", which needs onnxruntime-gpu in place of onnxruntime (README); TensorRT engines run on a GPU anyway. Where networks run on a
             GPU, score and gather do so too if the core has kernels (`ops.where` says "cuda"); frames of the GPU are then read in place.
         stream: of networks on a GPU, the CUDA stream to run on, as an integer handle (torch.cuda.Stream().cuda_stream); default: one of its own.
+        kernel_cache: of TensorRT-RTX engines, a folder where kernels that were finished on this GPU are kept when the session is closed or the process ends by itself, so that
+            the next one need not finish them. They are code that the GPU runs: choose a folder that only you can write.
         language_model: of a vision-language bundle, used instead of its own network, which is not loaded then; see language_model.py.
     Raises:
         BundleError: the file is missing, damaged or not a bundle. RuntimeMissingError: its runtime is not installed.
@@ -50,12 +53,13 @@ class Session(Stages):
     non-commercial use alone says so in a UserWarning; `notes`, which every answer carries, say it too.
     """
 
-    def __init__(self, bundle: str | Path | None = None, *, threads: int = 0, verify: bool = True, device: str | None = None, stream: int | None = None, language_model=None):
+    def __init__(self, bundle: str | Path | None = None, *, threads: int = 0, verify: bool = True, device: str | None = None, stream: int | None = None, kernel_cache: str | Path | None = None,
+                 language_model=None):
         if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
             raise InputError(f"[session] threads is {threads!r}; it must be a whole number, 0 (all cores) to {MOST_THREADS}.")
         if device not in (None, *DEVICES):
             raise InputError(f"[session] device is {device!r}; {' or '.join(map(repr, DEVICES))} is needed.")
-        self.threads, self._device, self._stream = threads, device, stream
+        self.threads, self._device, self._stream, self._kernel_cache = threads, device, stream, kernel_cache
         self._networks, self._tables, self.ops = {}, {}, None
         self.bundle = Bundle.open(bundle if bundle is not None else DEFAULT_BUNDLE, verify=verify)
         try:
@@ -65,6 +69,8 @@ class Session(Stages):
                 raise InputError(f"[session] a stream was given; {self.bundle.path} has no engine that runs on one. Leave it out, pass device=\"cuda\", or build one: ps3 build.")
             if device == "cpu" and engines:
                 raise InputError(f"[session] device is 'cpu'; {engines[0]} of {self.bundle.path} is a TensorRT engine, which runs on a GPU alone. Open an ONNX bundle.")
+            if kernel_cache is not None and not any(manifest["networks"][name]["runtime"] == "tensorrt-rtx" for name in engines):
+                raise InputError(f"[session] kernel_cache was given; {self.bundle.path} has no engine of TensorRT-RTX, which alone finishes kernels where it runs. Leave it out.")
             self.geometry = manifest["geometry"]
             self.patch_px, self.base_px = self.geometry["patch_px"], self.geometry["scales_px"][-1]
             self.notes = _notes(manifest)
@@ -83,6 +89,8 @@ class Session(Stages):
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
+        if kernel_cache is not None:        # written by networks that are closed, also when nobody closes the session
+            weakref.finalize(self, _close_each, list(self._networks.values()))
         for note in self.notes:
             if note.startswith(LICENCE_NOTE):
                 warnings.warn(f"{Path(self.bundle.path).name}: {note}", stacklevel=2)     # Python shows an equal warning from one place once
@@ -208,8 +216,10 @@ class Session(Stages):
         if runtime not in RUNTIMES:
             raise BundleError(f"[session] {name} of {self.bundle.path} was built for the runtime {runtime!r}; this version runs {', '.join(RUNTIMES)}. Upgrade ps3_sdk.")
         adapter = ON_GPU if runtime not in ENGINES and self._device == "cuda" else RUNTIMES[runtime]
-        on_device = {"stream": self._stream, "stays": self.ops.stays.get(name, ())} if runtime in ENGINES or adapter == ON_GPU else {}
-        return importlib.import_module(adapter).load(self.bundle, name, self.threads, keep=name not in PASSING, **on_device)
+        options = {"stream": self._stream, "stays": self.ops.stays.get(name, ())} if runtime in ENGINES or adapter == ON_GPU else {}
+        if self._kernel_cache is not None and runtime == "tensorrt-rtx":
+            options["kernel_cache"] = self._kernel_cache
+        return importlib.import_module(adapter).load(self.bundle, name, self.threads, keep=name not in PASSING, **options)
 
     def _choose_ops(self) -> HostOps | DeviceOps:
         """On the GPU where the networks run there and the core has kernels; their own adapter says what is missing for the networks."""
@@ -226,8 +236,7 @@ class Session(Stages):
 
     def _let_go(self) -> None:
         try:
-            for each in (*self._networks.values(), self.ops):
-                getattr(each, "close", lambda: None)()       # memory of a device is given back now, not when it is forgotten
+            _close_each([*self._networks.values(), self.ops])       # memory of a device is given back now, not when it is forgotten
         finally:
             if getattr(self, "language", None) is not None:
                 self.language.close()
@@ -242,6 +251,11 @@ class Session(Stages):
         from .language import Language     # here, because encoder bundles never need it
         from .language_model import checked
         return Language(self.bundle, self._networks, self._tables, None if model is None else checked(model))
+
+
+def _close_each(parts: list) -> None:
+    for each in parts:
+        getattr(each, "close", lambda: None)()
 
 
 def _notes(manifest: dict) -> tuple[str, ...]:

@@ -24,10 +24,10 @@ TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "in
 OLDEST_CUDA = {"tensorrt": (12, 0), "tensorrt-rtx": (12, 0)}
 
 
-def load(runtime: str, where: str, bundle, name: str, stream: int | None = None, stays: Sequence[str] = ()) -> "EngineNetwork":
+def load(runtime: str, where: str, bundle, name: str, stream: int | None = None, stays: Sequence[str] = (), kernels=None) -> "EngineNetwork":
     """See base.load; everything about this machine is checked before the engine is touched.
 
-    stream: a CUDA stream's handle, default its own | stays: outputs to leave on the GPU beside those that the manifest says.
+    stream: a CUDA stream's handle, default its own | stays: outputs to leave on the GPU beside those that the manifest says | kernels: a KernelCache, of tensorrt-rtx.
     """
     engine = bundle.manifest["networks"][name]["engine"]
     rebuild = f"Rebuild here: {rebuild_command(runtime, bundle.manifest['networks'], name)}"
@@ -45,7 +45,7 @@ def load(runtime: str, where: str, bundle, name: str, stream: int | None = None,
     except BaseException:
         driver.close()
         raise
-    return EngineNetwork(where, module, driver, bundle, name, stream, rebuild, stays)
+    return EngineNetwork(where, module, driver, bundle, name, stream, rebuild, stays, kernels)
 
 
 def _check_gpu(runtime: str, where: str, driver, bundle, name: str, rebuild: str) -> None:
@@ -68,14 +68,14 @@ class Context(NamedTuple):
 class EngineNetwork:
     """See base.Network. Outputs that the manifest says stay on the device come as DeviceTensor."""
 
-    def __init__(self, where: str, module, driver, bundle, name: str, stream: int | None, rebuild: str, stays: Sequence[str] = ()):
+    def __init__(self, where: str, module, driver, bundle, name: str, stream: int | None, rebuild: str, stays: Sequence[str] = (), kernels=None):
         entry = bundle.manifest["networks"][name]
         self.where, self.name, self.rebuild, self._module, self._driver = where, name, rebuild, module, driver
         self._rebuild_for = functools.partial(rebuild_command, entry["runtime"], bundle.manifest["networks"], name)
         self._ports = {port["name"]: port for port in (*entry["inputs"], *entry["outputs"])}
         self._inputs, self._outputs = ([port["name"] for port in entry[side]] for side in ("inputs", "outputs"))
         self._profiles, self._stays = entry["engine"]["profiles"], list(dict.fromkeys([*entry["engine"]["on_device"], *(each for each in stays if each in self._outputs)]))
-        self._lock, self._closed, self._lost = threading.RLock(), False, False
+        self._lock, self._closed, self._lost, self._kernels = threading.RLock(), False, False, kernels
         self._buffers: dict[str, int] = {}
         self._own: list[int] = []
         self._pool, self._most_bytes, self._graphs = Pool(driver), 0, None
@@ -158,6 +158,8 @@ class EngineNetwork:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if self._kernels is not None:
+                self._kernels.attach(config)
             vendor = engine.create_execution_context(config)
         else:
             vendor = engine.create_execution_context(strategy)
@@ -379,7 +381,10 @@ class EngineNetwork:
                 self._driver.use()
                 if self._graphs is not None:
                     self._graphs.close()
-                self._contexts, self._engine, self._runtime = [], None, None      # before the memory that they point to
+                self._contexts = []
+                if self._kernels is not None:
+                    self._kernels.save()
+                self._engine, self._runtime = None, None        # before the memory that they point to
                 self._pool.close()
                 for address in self._own:
                     self._driver.free(address)

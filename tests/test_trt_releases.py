@@ -1,4 +1,5 @@
 """Engines of TensorRT-RTX and older releases of TensorRT, driven as in test_trt_runtime.py with stand-ins of the vendor's module and of the GPU."""
+import contextlib
 import gc
 
 import numpy as np
@@ -36,6 +37,56 @@ def test_engines_of_tensorrt_rtx_run_on_each_gpu_that_they_are_for(plans, gpu, p
         np.testing.assert_array_equal(tokens, wanted)
     gc.collect()
     assert not gpu.memory and not gpu.contexts
+
+
+def finished(gpu, plan, photo, folder, **more):
+    """How many kernels a session that is opened, asked and closed had to finish."""
+    gpu.calls.clear()
+    with ps3_sdk.Session(plan, verify=False, kernel_cache=folder, **more) as session:
+        session.encode(photo, "a boat", tokens=TOKENS)
+    return gpu.calls.count("a kernel is finished")
+
+
+def test_finished_kernels_are_kept_for_the_next_process(plans, gpu, photo, tmp_path):
+    gpu.sm, plan = 86, plans["tensorrt-rtx"]
+    first = finished(gpu, plan, photo, tmp_path)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert first >= 3 and len(kept) == 4, "one file an engine"
+    assert finished(gpu, plan, photo, tmp_path) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    gpu.sm = 120
+    assert finished(gpu, plan, photo, tmp_path) == first, "those of another GPU are of no use"
+    assert finished(gpu, plan, photo, tmp_path) == 0
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])        # the robot was switched off
+    assert finished(gpu, plan, photo, tmp_path) == first
+    assert finished(gpu, plan, photo, tmp_path) == 0
+
+
+def test_finished_kernels_are_kept_when_nobody_closes_the_session(plans, gpu, photo, tmp_path):
+    gpu.sm = 86
+    session = ps3_sdk.Session(plans["tensorrt-rtx"], verify=False, kernel_cache=tmp_path)
+    session.encode(photo, "a boat", tokens=TOKENS)
+    del session
+    gc.collect()
+    assert len(list(tmp_path.iterdir())) == 4 and not gpu.memory
+
+
+def test_a_kernel_cache_that_cannot_be_is_refused_and_a_full_disk_is_told(plans, gpu, photo, tmp_path, monkeypatch):
+    gpu.sm = 86
+    with pytest.raises(InputError, match=r"\[session\] .* cannot be written: there is no folder .*nowhere"):
+        ps3_sdk.Session(plans["tensorrt-rtx"], verify=False, kernel_cache=tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"kernel_cache was given; .* has no engine of TensorRT-RTX"):
+        ps3_sdk.Session(plans["tensorrt"], verify=False, kernel_cache=tmp_path)
+
+    @contextlib.contextmanager
+    def full(path):
+        raise OSError(28, "No space left on device")
+        yield
+    monkeypatch.setattr("ps3_sdk.runtimes.kernel_cache.replaced", full)
+    with pytest.warns(UserWarning, match="was not written: No space left on device. The next session finishes these kernels anew"):
+        finished(gpu, plans["tensorrt-rtx"], photo, tmp_path)
+    assert not gpu.memory and not list(tmp_path.iterdir())
 
 
 def test_a_tensorrt_rtx_that_cannot_capture_by_itself_has_its_runs_captured(plans, gpu, photo, monkeypatch):

@@ -2,6 +2,7 @@
 graphs are captured inside, as a context's configuration says."""
 import enum
 import json
+import weakref
 
 import gpu
 import tensorrt
@@ -56,18 +57,60 @@ class Runtime(tensorrt.Runtime):
         return super().deserialize_cuda_engine(data[len(MAGIC) + 64:])
 
 
+class RuntimeCache:
+    """Kernels finished so far: of which GPU, and of what runs."""
+    def __init__(self, engine):
+        self.engine, self.gpu, self.kernels = weakref.ref(engine), gpu.GPU.sm, set()
+
+    def deserialize(self, blob):
+        found = json.loads(bytes(blob))
+        if found["gpu"] != self.gpu:
+            return False
+        self.kernels |= set(found["kernels"])
+        return True
+
+    def serialize(self):
+        assert self.engine() is not None, "the engine went before its kernels were taken out"
+        return json.dumps({"gpu": self.gpu, "kernels": sorted(self.kernels)}).encode()
+
+
 class RuntimeConfig:
-    cuda_graph_strategy, strategy = CudaGraphStrategy.DISABLED, None
+    cuda_graph_strategy, strategy, cache = CudaGraphStrategy.DISABLED, None, None
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def create_runtime_cache(self):
+        return RuntimeCache(self.engine)
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
 
     def set_execution_context_allocation_strategy(self, strategy):
         self.strategy = strategy
 
 
 class Engine(tensorrt.Engine):
-    create_runtime_config = staticmethod(RuntimeConfig)
+    def create_runtime_config(self):
+        return RuntimeConfig(self)
 
     def create_execution_context(self, config):
         if isinstance(config, RuntimeConfig):
+            assert config.strategy is ExecutionContextAllocationStrategy.USER_MANAGED      # noqa: F405
             gpu.GPU.calls.append(config.cuda_graph_strategy.name)
-            config = config.strategy
+            return Context(self, config.cache)
         return super().create_execution_context(config)
+
+
+class Context(tensorrt.Context):
+    def __init__(self, engine, cache):
+        super().__init__(engine)
+        self.cache = cache
+
+    def execute_async_v3(self, stream):
+        kernel = json.dumps([self.profile, self.shapes])
+        if self.cache is not None and kernel not in self.cache.kernels:
+            gpu.GPU.calls.append("a kernel is finished")
+            self.cache.kernels.add(kernel)
+        return super().execute_async_v3(stream)
