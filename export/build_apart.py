@@ -30,10 +30,9 @@ FIXED = "--fixed"
 def build_apart(runtime: str, onnx_path: Path, plan: Plan, folder: Path, progress: Callable[[str], None]) -> Path:
     """The file of the engine, in `folder`. Raises ExportError with the builder's reason, also where its process died."""
     request = {"runtime": runtime, "onnx": str(onnx_path), "plan": {**asdict(plan), "timing_cache": plan.timing_cache and str(plan.timing_cache)}}
-    (folder / "request.json").write_text(json.dumps(request))
-    # order of Python's sets does not depend on chance in there either
+    _write(folder / "request.json", json.dumps(request).encode())
     noise = folder / "noise.txt"     # a file takes all that a vendor's library says; a pipe would be full before it is read
-    with open(noise, "wb") as said:
+    with open(noise, "wb") as said:        # order of Python's sets does not depend on chance in there either
         process = subprocess.Popen(module("ps3_sdk.export.build_apart", folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said,
                                    text=True, env={**os.environ, "PYTHONHASHSEED": "0"})
     try:
@@ -80,12 +79,12 @@ def main(arguments: list[str]) -> None:
         (folder / "answer.json").write_text(json.dumps(str(error)))
 
 
-def _write(path: Path, engine: memoryview) -> None:
+def _write(path: Path, data: bytes | memoryview) -> None:
     try:
-        path.write_bytes(engine)
+        path.write_bytes(data)
     except OSError as error:
         path.unlink(missing_ok=True)        # so that there is room for the answer
-        raise ExportError(f"[build] {path.parent} cannot be written to ({error.strerror or error}); {path.stem} lies there until it is in the bundle. "
+        raise ExportError(f"[build] {path.parent} cannot be written to ({error.strerror or error}); {path.name} lies there until it is in the bundle. "
                           "Free some space or choose another disk.") from error
 
 

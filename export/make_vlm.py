@@ -21,7 +21,7 @@ from .kept import Kept
 from .llm import LLM_PRECISIONS, build_llm, token_embedding
 from .llm_builder import file_stamps
 from .llm_check import DecoderApart, measure_llm
-from .make_bundle import Draft, called, geometry, network_entry, networks_of, origin, tools, vision_tables
+from .make_bundle import Draft, called, geometry, network_entry, networks_of, tools, vision_tables
 from .reference.vila.model import VilaHd
 from .reference.vila.tokenizer import read_tokenizer
 from .streaming import Streamed
@@ -73,7 +73,7 @@ def make_vlm(checkpoint: str, output: str | Path, *, revision: str | None = None
             _write_network(writer, graph, kept, progress)
         _write_tables(writer, tower, projector, config)
         writer.add_bytes("tokenizer.json", read_tokenizer(config.folders["llm"])[0].to_str().encode())
-        manifest = _manifest(model, llm, graphs, tower, name, commit)
+        manifest = _manifest(model, llm, graphs, name, commit)
         manifest["model"] |= identity or {}
         if answer_tokens is not None:
             manifest["language"]["answer_tokens"] = answer_tokens
@@ -119,13 +119,13 @@ def _write_tables(writer: BundleWriter, tower, projector, config) -> None:
     writer.add_tensors(TABLES, SafetensorsLayout({name: (dtype, shape) for name, (dtype, shape, _) in tables.items()}), lambda name: tables[name][2]())
 
 
-def _manifest(model: VilaHd, llm, graphs, tower, name: str, commit: str | None) -> dict:
+def _manifest(model: VilaHd, llm, graphs, name: str, commit: str | None) -> dict:
     config, chat, spec = model.config, model.chat, llm.spec
     num_blocks = sum(port.name.startswith("key_") for port in graphs[0].outputs)
     mode = config.looks.mode
     return {
         "format": "ps3-bundle", "format_version": 1, "kind": "vlm",
-        "model": {"name": called(name, commit), "family": "c-radio" if config.vision.radio else "siglip", "source": origin(tower) if commit is None else name,
+        "model": {"name": called(name, commit), "family": "c-radio" if config.vision.radio else "siglip", "source": name if commit is not None else f"folder {Path(name).resolve().name}",
                   "revision": commit or "", "licence": "NVIDIA VILA-HD weights: non-commercial use, see the model card" if name.startswith("nvidia/") else "unknown: see where the weights come from",
                   "weights": "trained", "note": "" if mode == "after_prompt" else "looks by saliency: its prompts do not say where"},
         "geometry": geometry(config.vision, num_blocks, config.mean, config.std),

@@ -13,6 +13,7 @@ pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
 from ps3_sdk.errors import BundleError, ExportError, InputError, RuntimeMissingError
 from ps3_sdk.export.build_engine import build_engine
 from ps3_sdk.export.engine_options import check_options, estimate, rtx_sms
+from ps3_sdk.export.to_engine import Plan
 from test_build_engine import frames, options     # noqa: F401, frames is a fixture
 
 
@@ -112,7 +113,9 @@ def test_an_engine_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full)
     build_apart.main([str(tmp_path), build_apart.FIXED])
     said = json.loads((tmp_path / "answer.json").read_text())
-    assert "cannot be written to (No space left on device); encode lies there" in said and "Free some space" in said and not (tmp_path / "encode.engine").exists()
+    assert "cannot be written to (No space left on device); encode.engine lies there" in said and "Free some space" in said and not (tmp_path / "encode.engine").exists()
+    with pytest.raises(ExportError, match="request.json lies there until.*Free some space"):
+        build_apart.build_apart("tensorrt", tmp_path / "x.onnx", Plan("encode", {}, ()), tmp_path, print)
 
 
 def test_calibration_needs_the_users_own_pictures(tmp_path, frames):

@@ -93,7 +93,8 @@ def test_a_missing_part_is_named(folder, name):
     ("", "image_encoder", '{"_target_": "a.TSPImageEncoder"}', "BasicImageEncoder"), ("", "num_look_close", "two", "num_look_close"),
     ("llm", "model_type", "gpt2", "qwen2, llama, mistral"), ("llm", "hidden_size", ..., "hidden_size of config.json is absent"), ("llm", "use_sliding_window", True, "sliding_window"),
     ("llm", "rope_scaling", {"type": "yarn", "factor": 4.0}, "rope_scaling"), ("llm", "rope_parameters", {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}, "rope_parameters"),
-    ("llm", "rope_parameters", {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}, "rope_parameters"), ("llm", "num_key_value_heads", 3, "num_key_value_heads"), ("llm", "hidden_act", "gelu", "hidden_act")])
+    ("llm", "rope_parameters", {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}, "rope_parameters"), ("llm", "partial_rotary_factor", 0.5, "partial_rotary_factor"),
+    ("llm", "rope_parameters", {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}, "partial_rotary_factor"), ("llm", "num_key_value_heads", 3, "num_key_value_heads"), ("llm", "hidden_act", "gelu", "hidden_act")])
 def test_settings_refused(folder, file, key, value, match):
     change(folder / file / "config.json", **({key: value} if key != "use_sliding_window" else {key: value, "sliding_window": 100}))
     with pytest.raises(ExportError, match=match):

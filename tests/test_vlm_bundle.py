@@ -291,3 +291,4 @@ def test_the_data_sheet_names_every_network(session):
     for word in ("project", "prompt_head", "decode", "vlm"):
         assert word in text
     assert all(stage["max_relative_error"] <= 1e-5 for stage in session.bundle.manifest["parity"].values())
+    assert session.bundle.manifest["model"]["source"] == f"folder {session.bundle.manifest['model']['name']}", "the checkpoint, not its vision tower"

@@ -224,13 +224,20 @@ def _image_encoder(f: Fields) -> None:
 def _rope(f: Fields) -> tuple[float, float]:
     """rope_theta and rope_factor. transformers 5 writes both into rope_parameters; of older files rope_scaling wins over it, as it does there."""
     theta, key = f.number("rope_theta", 10000.0), next((key for key in ("rope_scaling", "rope_parameters") if f.values.get(key)), None)
+    _whole_heads(f)
     if key is None:
         return theta, 1.0
     rope = f.section(key)
+    _whole_heads(rope)
     kind = rope.values.get("rope_type", rope.values.get("type", "default" if "rope_theta" in rope else None))
     if kind not in ("linear", "default"):
         raise f.refuse(key, "none, default or linear is needed", "Use another language model.")
     return rope.number("rope_theta", theta), rope.number("factor", 1.0) if kind == "linear" else 1.0
+
+
+def _whole_heads(f: Fields) -> None:
+    if f.number("partial_rotary_factor", 1.0) != 1:
+        raise f.refuse("partial_rotary_factor", "1 is needed, positions turn whole heads here", "Use another language model.")
 
 
 def _no_window(f: Fields, kind: str, positions: int) -> None:
