@@ -16,7 +16,7 @@ from .decode import Decoder, DecoderSpec, Generation, TextStream, TokenEmbedding
 from .errors import BundleError, InputError
 from .language_model import LanguageModel, ReadState
 from .manifest import most_in_a_run
-from .probability import enlarged, pooling_weights
+from .probability import enlarged, pooled
 from .prompt import tokenizers
 
 IMAGE, VIDEO = "<image>", "<vila/video>"
@@ -139,10 +139,7 @@ class Language:
         rows = np.concatenate([self._networks["project"].run({"blocks": np.ascontiguousarray(piece)[None]}, ["rows"])["rows"][0] for piece in pieces])
         if "row_position" not in self._tables:
             return rows
-        table = self._tables["row_position"]
-        weights = pooling_weights(round(len(table) ** 0.5), grid)
-        mix = (weights[ids // grid][:, :, None] * weights[ids % grid][:, None, :]).reshape(len(ids), -1)
-        return rows + mix @ table + self._tables["row_scale"][scale]
+        return rows + pooled(self._tables["row_position"], grid, ids) + self._tables["row_scale"][scale]
 
     def assemble(self, ids: Sequence[int], frames: Sequence[Sequence[tuple[Hashable, np.ndarray]]]) -> Rows:
         """Ids -> rows; in the place of the n-th frame's id stand the blocks (name, rows) of frames[n], then the line break."""

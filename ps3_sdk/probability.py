@@ -58,6 +58,22 @@ def calibrated(text: float, place: float, weights: dict[str, float]) -> float:
     return 1 / (1 + math.exp(-min(max(sure, -500), 500)))
 
 
+def pooled(table: np.ndarray, grid: int, ids: np.ndarray) -> np.ndarray:
+    """(len(ids), width) f32: places `ids` of a grid x grid map that a table of (n * n, width) is pooled to, as by pooling_weights(n, grid) both ways.
+
+    Summed cell by cell of a place's window: as a product of matrices it would wake a thread of the BLAS on every core, and wait for them where others work.
+    """
+    n = round(len(table) ** 0.5)
+    windows = [(i * n // grid, -(-(i + 1) * n // grid) - i * n // grid) for i in np.divmod(ids, grid)]
+    (top, height), (left, width) = windows
+    found = np.zeros((len(ids), table.shape[1]), np.float32)
+    for y in range(height.max(initial=0)):
+        for x in range(width.max(initial=0)):
+            inside = np.flatnonzero((y < height) & (x < width))
+            found[inside] += table[(top + y)[inside] * n + (left + x)[inside]]
+    return found / (height * width).astype(np.float32)[:, None]
+
+
 def pooling_weights(old: int, new: int) -> np.ndarray:
     """(new, old) f32: adaptive area mean. Output i averages inputs floor(i old / new) to ceil((i + 1) old / new) - 1, also when enlarging."""
     i, j = np.arange(new)[:, None], np.arange(old)

@@ -1,6 +1,7 @@
 """VILA-HD's parts against the plainest way to write them, what the public model stops at, and bad calls."""
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; pip install 'ps3-sdk[export]'")
@@ -13,6 +14,7 @@ from ps3_sdk.errors import BudgetError, InputError
 from ps3_sdk.export.reference.fields import Fields
 from ps3_sdk.export.reference.selection import select
 from ps3_sdk.blocks import plan_blocks
+from ps3_sdk.probability import pooled
 from ps3_sdk.export.reference.selection import plan_looks
 from ps3_sdk.export.reference.vila.blocks import cells_of, complete_blocks, select_blocks
 from ps3_sdk.export.reference.vila.config import LlmConfig, LookOptions
@@ -52,7 +54,10 @@ def inference():
 @pytest.mark.parametrize("old,new", [(27, 14), (27, 9), (27, 27), (27, 54), (27, 18), (27, 36), (27, 90), (27, 135), (24, 12)])
 def test_pooling_is_torch_s_adaptive_mean(old, new):
     table, weights = torch.randn(3, old, old), pooling_weights(old, new)
-    torch.testing.assert_close(weights @ table @ weights.T, F.adaptive_avg_pool2d(table, new), atol=1e-6, rtol=1e-5)
+    wanted = F.adaptive_avg_pool2d(table, new)
+    torch.testing.assert_close(weights @ table @ weights.T, wanted, atol=1e-6, rtol=1e-5)
+    some = np.random.default_rng(0).permutation(new * new)[:100]
+    np.testing.assert_allclose(pooled(table.reshape(3, -1).T.numpy(), new, some), wanted.reshape(3, -1).T.numpy()[some], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("grid,r", [(27, 2), (27, 3), (4, 2), (5, 3)])
