@@ -22,7 +22,7 @@ from .check_picture import read_picture, sample_picture
 from .engine_options import CALIBRATED, EngineOptions, calibration_frames, named
 from .fused_attention import fused
 from .graph import Graph
-from .precision import typed
+from .precision import summed_exactly, typed
 from .quantise import Quantisation, layers, quantised
 from .to_engine import Plan, Profile
 from .vision_session import open_vision
@@ -90,10 +90,10 @@ def _graph(graph: Graph, options: EngineOptions, quantisation: Quantisation | No
     """The network in the engine's types; twin: in the types that ONNX Runtime can compute with."""
     if quantisation is None and options.runtime == "onnx" and options.precision == "fp16" and graph.name == "encode":
         return fused(typed(graph, "fp16"), next(port.shape[1] for port in graph.inputs if port.name.startswith("past_key")))
-    if quantisation is None:
-        return typed(graph, options.precision, twin)
-    half = typed(graph, "fp16", twin)
-    return quantised(half, quantisation, twin) if graph.name == "encode" else half
+    made = typed(graph, options.precision if quantisation is None else "fp16", twin)
+    if quantisation is not None and graph.name == "encode":
+        made = quantised(made, quantisation, twin)
+    return made if twin or options.runtime == "onnx" else summed_exactly(made)
 
 
 def _measure(bundle: Bundle, graphs: dict[str, Graph], folder: Path, options: EngineOptions, reference, picture: np.ndarray,

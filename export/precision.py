@@ -4,6 +4,8 @@ Engines take their precision from the types in the graph. In half precision are 
 and the keys and values; in float32 stay normalisation, lengths of vectors, and the residual stream that runs through all blocks, where
 trained models have values a thousand times larger than the rest. Inputs and outputs stay float32 except keys and values.
 
+What a product adds up in is said apart, by summed_exactly, for builders of engines.
+
 `twin` is the same network for ONNX Runtime on a CPU, to measure its error where no engine can run: it computes in float32, as the products of
 an engine add up in float32, and rounds every value that the engine holds in half precision. Its weights are mapped, not converted.
 """
@@ -17,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ps3_sdk.errors import ExportError
 from ps3_sdk.tensors import from_bfloat16, to_bfloat16
 
-from .graph import Graph, Port, Weight
+from .graph import STORED, Graph, Port, Weight
 
 HALF = {"fp16": ("float16", "F16", TensorProto.FLOAT16), "bf16": ("bfloat16", "BF16", TensorProto.BFLOAT16)}
 EXACT = {"LayerNormalization", "ReduceL2", "Div", "Max"}        # float32, whatever the precision
@@ -146,6 +148,27 @@ class _Typing:
                 TensorProto(name=name, data_type=TensorProto.BFLOAT16, dims=tensor.dims, raw_data=to_bfloat16(array).tobytes())
             self.new.constants.append(made)
         return name
+
+
+def summed_exactly(graph: Graph) -> Graph:
+    """A typed graph whose products with half precision weights are said to add up in float32; changes and returns it.
+
+    Builders take half precision products to add up in any type, and choose kernels that add up in float16 where these are faster. Casts around a product
+    are how they are told: nothing is cast in the end, and weights stay in half precision. Every product has casts of its own: where queries, keys and
+    values share one, TensorRT-RTX 1.7 joins them into a product of float32. Attention's own products are fused as they are.
+    Source: NVIDIA TensorRT, "Precision Control".
+    """
+    half = {name for name, weight in graph.weights.items() if weight.dtype in ("F16", "BF16")}
+    nodes, graph.nodes = graph.nodes, []
+    for node in nodes:
+        if node.op_type != "MatMul" or node.input[1] not in half:
+            graph.nodes.append(node)
+            continue
+        made = node.output[0]
+        wide = [graph.op("Cast", value, name=f"{made}.{side}", to=TensorProto.FLOAT) for value, side in zip(node.input, ("rows", "matrix"))]
+        product = graph.op("MatMul", *wide, name=f"{made}.wide")
+        graph.nodes.append(helper.make_node("Cast", [product], node.output, to=STORED[graph.weights[node.input[1]].dtype]))
+    return graph
 
 
 def add_rounding(graph: Graph, value: str, name: str, kind: int) -> None:

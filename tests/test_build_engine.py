@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from ps3_sdk.export import quantise
 from ps3_sdk.export.build_engine import build_engine
 from ps3_sdk.export.engine_bundle import profiles_of
 from ps3_sdk.export.engine_options import EngineOptions
-from ps3_sdk.export.precision import to_float16, typed
+from ps3_sdk.export.precision import summed_exactly, to_float16, typed
 from ps3_sdk.export.standard_onnx import read_network
 from ps3_sdk.tensors import from_bfloat16, to_bfloat16
 
@@ -76,14 +77,14 @@ def bundle(seeded):
 
 
 @pytest.mark.parametrize("name", ["encode", "score_features", "pool", "encode_prompt"])
-@pytest.mark.parametrize("precision, twin", [("fp32", False), ("fp16", False), ("fp16", True), ("bf16", True)])
+@pytest.mark.parametrize("precision, twin", [("fp32", False), ("fp16", False), ("fp16", True), ("bf16", True), ("fp16", "engine")])
 def test_typed_networks_say_the_same(bundle, name, precision, twin):
     model = onnx.ModelProto.FromString(bytes(bundle.member(f"{name}.onnx")))
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             tensor.CopyFrom(onnx.numpy_helper.from_array(bundle.tensors(f"{name}.safetensors")[tensor.name].copy(), tensor.name))
     original = onnxruntime.InferenceSession(model.SerializeToString())
-    graph = typed(read_network(bundle, name), precision, twin)
+    graph = summed_exactly(typed(read_network(bundle, name), precision)) if twin == "engine" else typed(read_network(bundle, name), precision, twin)
     made = onnxruntime.InferenceSession(in_memory(graph).SerializeToString())
     names = [port.name for port in graph.outputs]
     for sizes in SIZES:
@@ -113,6 +114,19 @@ def test_normalisation_and_residuals_stay_float32(bundle, precision):
     assert all(types_[value] == onnx.TensorProto.FLOAT for node in residuals for value in node.output if value in types_)
     ports = {port.name: port.dtype for port in (*graph.inputs, *graph.outputs)}
     assert ports["patches"] == ports["tokens"] == "float32" and ports["past_key_0"] == ports["value_2"] == ("float16" if precision == "fp16" else "bfloat16")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_every_product_with_a_weight_is_said_to_add_up_in_float32(bundle, precision):
+    graph = summed_exactly(typed(read_network(bundle, "encode"), precision))
+    made, read = {node.output[0]: node for node in graph.nodes}, Counter(value for node in graph.nodes for value in node.input)
+    stored = {"fp16": "F16", "bf16": "BF16"}[precision]
+    products = [node for node in graph.nodes if node.op_type == "MatMul" and made.get(node.input[1], node).input[0] in graph.weights]
+    assert len(products) == 1 + 6 * bundle.manifest["geometry"]["depth"]
+    for node in products:
+        assert [made[value].op_type for value in node.input] == ["Cast", "Cast"] and graph.weights[made[node.input[1]].input[0]].dtype == stored
+        assert all(read[value] == 1 for value in node.input), "casts of its own"
+    assert not any(node.op_type == "MatMul" and node.input[1] in graph.weights for node in graph.nodes)
 
 
 def test_attention_is_whole_and_nothing_superfluous_is_left(bundle):
@@ -256,6 +270,9 @@ def test_real_engines_of_the_embedded_bundle(tmp_path):
         networks, parity = made.manifest["networks"], made.manifest["parity"]
         assert {name for name, entry in networks.items() if entry["runtime"] == "tensorrt-rtx"} == set(networks) - {"decode"}, "the language model stays with ONNX Runtime"
         assert max(entry["max_relative_error"] for entry in parity.values()) <= 5e-3 and made.manifest["verify"]["picked_overlap"] >= 0.99
+        # the plan of this release says what a product adds up in: 2 is float32, 0 any type
+        sums = {name: Counter(re.findall(rb"accumulation_type=(\d+)", bytes(made.member(f"{name}.engine")))) for name in ("encode", "score_features", "project")}
+        assert all(each == {b"2": sum(each.values())} and each for each in sums.values()), sums
 
 
 @needs_rtx
