@@ -7,6 +7,7 @@ decided on the processor in both: a map has 729 values.
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from . import _core
 from .errors import ClosedError, InputError, RuntimeFailedError
 from .position import full_residual, position_rows
 
+STEP_BYTES = 4 << 20     # of blocks on a GPU; smaller ones are powers of two
 Picks = dict            # {scale px: ascending int32 patch ids}
 
 
@@ -68,34 +70,45 @@ class DeviceOps:
     """
     where, stays = "cuda", {"encode": ("features",), "score_features": ("low_features", "view_features")}
 
-    def __init__(self, geometry: dict, tables: dict, stream: int | None = None):
+    def __init__(self, geometry: dict, tables: dict, stream: int | None = None, num_threads: int = 0):
         from .runtimes.cuda_driver import Driver
         from .runtimes.device_memory import Pool
         self.geometry, self._stream, self._lock, self._residuals = geometry, stream, threading.RLock(), {}
-        self._cuda = _core.Cuda(stream or 0, 0)
-        self._driver = Driver()
+        self._cuda, self._driver = None, Driver()
         self._pool = Pool(self._driver)
         try:
-            self._table, self._weight, self._bias = (self._cuda.upload(np.ascontiguousarray(tables[name])) if name in tables else None
-                                                     for name in ("position", "view_prompt_weight", "view_prompt_bias"))
-            for px in geometry["scales_px"]:
-                residual = full_residual(tables, geometry, px)
-                self._residuals[px] = None if residual is None else self._cuda.upload(residual)
+            with self._driver.current():
+                self._cuda = _core.Cuda(stream or 0, 0, num_threads)
+                self._table, self._weight, self._bias = (self._cuda.upload(np.ascontiguousarray(tables[name])) if name in tables else None
+                                                         for name in ("position", "view_prompt_weight", "view_prompt_bias"))
+                for px in geometry["scales_px"]:
+                    residual = full_residual(tables, geometry, px)
+                    self._residuals[px] = None if residual is None else self._cuda.upload(residual)
             self.positions([{geometry["scales_px"][-1]: np.zeros(1, np.int32)}])
         except BaseException:
             self.close()
             raise
 
+    @contextmanager
+    def _at_work(self):
+        """One call at a time, with the GPU's context; gives the core's ops."""
+        with self._lock:
+            if self._cuda is None:
+                raise ClosedError("[cuda] the session of these ops is closed; open a new one: ps3_sdk.Session(...).")
+            with self._driver.current():
+                yield self._cuda
+
     @property
     def copies(self) -> dict:
         """How often and how much was copied between host and GPU by these ops: to_device, to_device_bytes, to_host, to_host_bytes."""
-        return self._on_gpu().copies
+        with self._at_work() as cuda:
+            return cuda.copies
 
     def score(self, low_features, view_features, prompt: np.ndarray) -> np.ndarray:
         if not np.isfinite(prompt).all():
             raise InputError(f"[score] the prompt holds {int((~np.isfinite(prompt)).sum())} NaN or infinite values. Check what made it.")
-        with self._lock:
-            cuda, query = self._on_gpu(), self._put(prompt)
+        with self._at_work() as cuda:
+            query = self._put(prompt)
             low, view = (self._put(each) if isinstance(each, np.ndarray) else each for each in (low_features, view_features))
             g = self.geometry["scales_px"][0] // self.geometry["patch_px"]
             prob = cuda.download(cuda.score(low, view, query, self._weight, self._bias, self._new((g, g))))
@@ -105,8 +118,8 @@ class DeviceOps:
 
     def placed(self, frames: Sequence) -> list:
         """Frames of the host copied to the GPU, each once however often it is gathered from; frames of the GPU themselves."""
-        with self._lock:
-            cuda, found = self._on_gpu(), []
+        with self._at_work() as cuda:
+            found = []
             for frame in frames:
                 found.append(frame if frame.device != "cpu" else frame.copied(lambda plane: self._put(plane, "uint8")))
             cuda.synchronize()
@@ -114,8 +127,8 @@ class DeviceOps:
 
     def patches(self, frames: Sequence, picks: Sequence[Picks], patch_px: int):
         g, shape = self.geometry, (len(frames), count(picks), 3 * patch_px ** 2)
-        with self._lock:
-            cuda, found = self._on_gpu(), self._new(shape)
+        with self._at_work() as cuda:
+            found = self._new(shape)
             if self._stream and any(_is_the_users(frame) for frame in frames):
                 cuda.order_after(0)         # which what wrote the frame comes before
             for i, (frame, each) in enumerate(zip(frames, picks)):
@@ -128,8 +141,8 @@ class DeviceOps:
 
     def positions(self, picks: Sequence[Picks]):
         g = self.geometry
-        with self._lock:
-            cuda, found = self._on_gpu(), self._new((len(picks), count(picks), g["width"]))
+        with self._at_work() as cuda:
+            found = self._new((len(picks), count(picks), g["width"]))
             for i, each in enumerate(picks):
                 for px, ids, part in parts(each):
                     cuda.position_rows(self._table, g["position_grid"], px // g["patch_px"], ids, self._residuals[px], g["position"] == "crop", found[i][part])
@@ -138,38 +151,33 @@ class DeviceOps:
 
     def to_host(self, tensor) -> np.ndarray:
         """A copy of a tensor that these ops made."""
-        with self._lock:
-            return self._on_gpu().download(tensor)
+        with self._at_work() as cuda:
+            return cuda.download(tensor)
 
     def close(self) -> None:
         """Give back the GPU's memory, also that of tensors which are still in use: they say so. A second call does nothing."""
         with self._lock:
-            if self._cuda is None:
+            if self._pool.closed:
                 return
             from .runtimes.cuda_driver import CudaError
-            self._cuda = self._table = self._weight = self._bias = None
-            self._residuals = {}
             try:
-                self._driver.use()
-                self._pool.close()
+                with self._driver.current():
+                    self._cuda = self._table = self._weight = self._bias = None
+                    self._residuals = {}
+                    self._pool.close()
             except CudaError:       # the GPU is gone, and its memory with it
-                pass
+                self._cuda = None
             finally:
                 self._driver.close()
 
-    def _on_gpu(self):
-        if self._cuda is None:
-            raise ClosedError("[cuda] the session of these ops is closed; open a new one: ps3_sdk.Session(...).")
-        return self._cuda
-
     def _new(self, shape: Sequence[int], dtype: str = "float32"):
-        """A DeviceTensor with garbage in it. Its block is of the next power of two, so that a few more patches fit into one that is there."""
+        """A DeviceTensor with garbage in it. Its block is rounded up, so that a few more patches fit into one that is there."""
         from .runtimes.cuda_driver import OUT_OF_MEMORY, CudaError
         from .runtimes.device_memory import BYTES, DeviceTensor
         num_bytes = BYTES[dtype] * int(np.prod(shape))
+        rounded = 1 << max(num_bytes - 1, 255).bit_length() if num_bytes <= STEP_BYTES else -(-num_bytes // STEP_BYTES) * STEP_BYTES
         try:
-            self._driver.use()
-            block = self._pool.take(1 << max(num_bytes - 1, 255).bit_length())
+            block = self._pool.take(rounded)
         except CudaError as error:
             if error.code != OUT_OF_MEMORY:
                 raise

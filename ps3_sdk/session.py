@@ -89,8 +89,8 @@ class Session(Stages):
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
-        if kernel_cache is not None:        # written by networks that are closed, also when nobody closes the session
-            weakref.finalize(self, _close_each, list(self._networks.values()))
+        # memory of a GPU is given back, and kernels are kept, also when nobody closes the session
+        self._forgotten = weakref.finalize(self, _close_each, [each for each in (*self._networks.values(), self.ops) if hasattr(each, "close")])
         for note in self.notes:
             if note.startswith(LICENCE_NOTE):
                 warnings.warn(f"{Path(self.bundle.path).name}: {note}", stacklevel=2)     # Python shows an equal warning from one place once
@@ -199,6 +199,7 @@ class Session(Stages):
         """Free networks and unmap the bundle. A second call does nothing."""
         if not self._closed:
             self._closed = True
+            self._forgotten.detach()
             self._let_go()
 
     def __enter__(self) -> "Session":
@@ -226,7 +227,7 @@ class Session(Stages):
         if self._device != "cuda" and self.bundle.manifest["networks"]["encode"]["runtime"] not in ENGINES:
             return HostOps(self.geometry, self._tables, self.threads)
         try:
-            made = DeviceOps(self.geometry, self._tables, self._stream)
+            made = DeviceOps(self.geometry, self._tables, self._stream, self.threads)
         except (RuntimeMissingError, RuntimeFailedError) as error:
             return HostOps(self.geometry, self._tables, self.threads, f"kernels cannot be used ({error})")
         if self._large_tables:
@@ -254,8 +255,12 @@ class Session(Stages):
 
 
 def _close_each(parts: list) -> None:
-    for each in parts:
-        getattr(each, "close", lambda: None)()
+    """Close all of them, then raise what the first that failed did."""
+    if parts:
+        try:
+            getattr(parts[0], "close", lambda: None)()
+        finally:
+            _close_each(parts[1:])
 
 
 def _notes(manifest: dict) -> tuple[str, ...]:

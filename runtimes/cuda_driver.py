@@ -6,17 +6,20 @@ package of a matching CUDA release beside TensorRT's. Contexts are the primary o
 from __future__ import annotations
 
 import ctypes
+from contextlib import contextmanager
+from typing import Iterator
 
 from ps3_sdk.errors import RuntimeFailedError, RuntimeMissingError
 
 OUT_OF_MEMORY, NO_DEVICE = 2, 100
 LOST = {46, 214, 219, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999}     # the context cannot be used afterwards
 NON_BLOCKING, THREAD_LOCAL = 1, 1           # of streams, of captures
+DEFAULT_STREAMS = (0, 1, 2)                 # handles that stand for the legacy one and each thread's, of whatever context
 _POINTER, _SIZE, _INT, _UINT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_uint
 CALLS = {       # name in the library -> types of its arguments
     "cuInit": [_UINT], "cuDriverGetVersion": [ctypes.POINTER(_INT)], "cuDeviceGetCount": [ctypes.POINTER(_INT)], "cuDeviceGet": [ctypes.POINTER(_INT), _INT],
     "cuDeviceGetName": [ctypes.c_char_p, _INT, _INT], "cuDeviceGetAttribute": [ctypes.POINTER(_INT), _INT, _INT],
-    "cuDevicePrimaryCtxRetain": [ctypes.POINTER(_POINTER), _INT], "cuDevicePrimaryCtxRelease_v2": [_INT], "cuCtxSetCurrent": [_POINTER],
+    "cuDevicePrimaryCtxRetain": [ctypes.POINTER(_POINTER), _INT], "cuDevicePrimaryCtxRelease_v2": [_INT], "cuCtxPushCurrent_v2": [_POINTER], "cuCtxPopCurrent_v2": [ctypes.POINTER(_POINTER)], "cuStreamGetCtx": [_POINTER, ctypes.POINTER(_POINTER)],
     "cuMemGetInfo_v2": [ctypes.POINTER(_SIZE), ctypes.POINTER(_SIZE)], "cuMemAlloc_v2": [ctypes.POINTER(_POINTER), _SIZE], "cuMemFree_v2": [_POINTER],
     "cuMemcpyHtoDAsync_v2": [_POINTER, _POINTER, _SIZE, _POINTER], "cuMemcpyDtoHAsync_v2": [_POINTER, _POINTER, _SIZE, _POINTER],
     "cuMemcpyDtoDAsync_v2": [_POINTER, _POINTER, _SIZE, _POINTER], "cuStreamCreate": [ctypes.POINTER(_POINTER), _UINT], "cuStreamDestroy_v2": [_POINTER],
@@ -73,9 +76,22 @@ class Driver:
         self._call("cuDriverGetVersion", ctypes.byref(version))
         self.cuda_version = (version.value // 1000, version.value % 1000 // 10)     # the newest CUDA that this driver serves
 
-    def use(self) -> None:
-        """Make the GPU's context current in this thread."""
-        self._call("cuCtxSetCurrent", self._context)
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The GPU's context is this thread's while the block runs, then again the one that was: the user's PyTorch on another GPU, or a context of pycuda."""
+        self._call("cuCtxPushCurrent_v2", self._context)
+        try:
+            yield
+        finally:
+            self._library.cuCtxPopCurrent_v2(ctypes.byref(_POINTER()))
+
+    def has_stream(self, stream: int) -> bool:
+        """Whether a stream is of this GPU's context."""
+        if stream in DEFAULT_STREAMS:
+            return True
+        context = _POINTER()
+        self._call("cuStreamGetCtx", stream, ctypes.byref(context))
+        return context.value == self._context.value
 
     def free_bytes(self) -> int:
         free, total = _SIZE(), _SIZE()
@@ -88,8 +104,8 @@ class Driver:
         return address.value
 
     def free(self, address: int) -> None:
-        self.use()
-        self._call("cuMemFree_v2", address)
+        with self.current():
+            self._call("cuMemFree_v2", address)
 
     def to_device(self, address: int, host: int, num_bytes: int, stream: int) -> None:
         self._call("cuMemcpyHtoDAsync_v2", address, host, num_bytes, stream)

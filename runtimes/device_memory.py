@@ -112,9 +112,9 @@ class DeviceTensor:
         if index is None:
             return DeviceTensor(self.network, self.owner, self.address, (1, *self.shape), self.dtype)
         if not isinstance(index, slice):
-            one = self[index:index + 1]
-            if not len(one):
+            if not -len(self) <= index < len(self):
                 raise IndexError(f"row {index} of {len(self)}")
+            one = self[index % len(self):index % len(self) + 1]
             return DeviceTensor(self.network, self.owner, one.address, self.shape[1:], self.dtype)
         start, end, step = index.indices(self.shape[0])
         if step != 1:
@@ -130,7 +130,7 @@ class DeviceTensor:
         return parts[0].network.new_tensor(parts)
 
     def check(self) -> None:
-        if self.owner.pool.closed:
+        if self.owner is not None and self.owner.pool.closed:        # None: it is empty
             raise ClosedError("[cuda] a tensor on the GPU, such as a look's keys and values, outlived its session, and its memory is gone; look again with a new session.")
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:

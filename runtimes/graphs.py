@@ -6,6 +6,7 @@ Source: NVIDIA TensorRT, "CUDA Graphs": one context per captured graph, memory s
 """
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
 from typing import Callable, Hashable
 
@@ -65,10 +66,16 @@ class Graphs:
             if error.lost:
                 raise
             return 0
-        worked = context.vendor.execute_async_v3(stream)
-        graph = driver.end_capture(stream)
-        if graph and not worked:
-            driver.destroy_graph(graph)
+        worked, graph, collects = False, 0, gc.isenabled()
+        gc.disable()        # an array that is forgotten meanwhile would be freed, which no capture survives
+        try:
+            worked = context.vendor.execute_async_v3(stream)
+        finally:
+            graph = driver.end_capture(stream)
+            if collects:
+                gc.enable()
+            if graph and not worked:
+                driver.destroy_graph(graph)
         return graph if worked else 0
 
     def _let_go(self, kept: Kept | None) -> None:

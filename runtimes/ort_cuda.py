@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from ps3_sdk.errors import ClosedError, RuntimeFailedError, RuntimeMissingError
 
 from . import ort
-from .cuda_driver import LOST
+from .cuda_driver import LOST, Driver
 
 PROVIDER, DEVICE = "CUDAExecutionProvider", "cuda"
 FULL = re.compile(r"Failed to allocate memory|out of memory|CUDA failure 2\b|BFCArena")
@@ -40,11 +40,26 @@ def load(bundle, name: str, threads: int = 0, keep: bool = True, stream: int | N
     options = {"use_tf32": "0"} if entry["precision"] == "fp32" else {}     # fp32 means fp32, as on the CPU
     if stream is not None:
         options["user_compute_stream"] = str(stream)
-    session = ort.open_session(bundle, name, threads, [(PROVIDER, options if PROVIDER != "CPUExecutionProvider" else {})])
+    driver = _driver()
+    with current(driver):
+        session = ort.open_session(bundle, name, threads, [(PROVIDER, options if PROVIDER != "CPUExecutionProvider" else {})])
     if session.get_providers()[0] != PROVIDER:      # it falls back to the CPU without a word to its caller
         raise RuntimeMissingError(f"[ort_cuda] onnxruntime {onnxruntime.__version__} cannot start {PROVIDER} here; a GPU, its driver and the CUDA and cuDNN libraries of that "
                                   "version are needed. Check nvidia-smi, pip install 'onnxruntime-gpu[cuda,cudnn]', or leave device out to run on the CPU.")
-    return OrtCudaNetwork(session, name, onnxruntime.RunOptions(), [port["name"] for port in entry["inputs"]], stays)
+    return OrtCudaNetwork(session, name, onnxruntime.RunOptions(), [port["name"] for port in entry["inputs"]], stays, driver)
+
+
+def _driver() -> Driver | None:
+    """Of the GPU that the provider runs on; None where there is none, and the provider says so."""
+    try:
+        return Driver()
+    except RuntimeMissingError:
+        return None
+
+
+def current(driver: Driver | None):
+    """ONNX Runtime makes its GPU this thread's and leaves it so; after this block it is again the one that was."""
+    return nullcontext() if driver is None else driver.current()
 
 
 def _failed(name: str, inputs: Mapping[str, np.ndarray], error: Exception) -> RuntimeFailedError:
@@ -61,8 +76,8 @@ def _failed(name: str, inputs: Mapping[str, np.ndarray], error: Exception) -> Ru
 class OrtCudaNetwork:
     """See base.Network. An output X stays on the GPU where the network has an input past_X: it is what the next look reads."""
 
-    def __init__(self, session, name: str, run_options, inputs: Sequence[str], stays: Sequence[str] = ()):
-        self._session, self._name, self._run_options, self._inputs, self._stays = session, name, run_options, frozenset(inputs), frozenset(stays)
+    def __init__(self, session, name: str, run_options, inputs: Sequence[str], stays: Sequence[str] = (), driver: Driver | None = None):
+        self._session, self._name, self._run_options, self._inputs, self._stays, self._driver = session, name, run_options, frozenset(inputs), frozenset(stays), driver
         self._free, self._running, self._closed = threading.Condition(), 0, False
 
     @contextmanager
@@ -73,7 +88,8 @@ class OrtCudaNetwork:
                 raise ClosedError(f"[ort_cuda] {self._name} is closed; open a new session: ps3_sdk.Session(...).")
             self._running += 1
         try:
-            yield
+            with current(self._driver):
+                yield
         except Exception as error:
             raise _failed(self._name, inputs, error) from error
         finally:
@@ -84,8 +100,10 @@ class OrtCudaNetwork:
     def close(self) -> None:
         """No run begins after this; it returns when those that have begun are done. A second call does nothing."""
         with self._free:
-            self._closed = True
+            first, self._closed = not self._closed, True
             self._free.wait_for(lambda: not self._running)
+        if first and self._driver is not None:
+            self._driver.close()
 
     def run(self, inputs: Mapping[str, "np.ndarray | OnDevice"], outputs: Sequence[str]) -> dict[str, "np.ndarray | OnDevice"]:
         stays = {key for key in outputs if f"past_{key}" in self._inputs or key in self._stays}
@@ -115,7 +133,7 @@ class OrtCudaNetwork:
         return binding
 
     def bound(self, arrays: Mapping[str, np.ndarray]) -> "BoundOrtCudaNetwork":
-        return BoundOrtCudaNetwork(self._session, self._name, self._run_options, arrays)
+        return BoundOrtCudaNetwork(self._session, self._name, self._run_options, arrays, self._driver)
 
 
 class OnDevice:
@@ -179,9 +197,13 @@ class BoundOrtCudaNetwork:
     that reads one runs on the processor, binding is what copies it there.
     """
 
-    def __init__(self, session, name: str, run_options, arrays: Mapping[str, np.ndarray]):
+    def __init__(self, session, name: str, run_options, arrays: Mapping[str, np.ndarray], driver: Driver | None = None):
+        self._session, self._name, self._run_options, self._driver = session, name, run_options, driver
+        with current(driver):
+            self._bind(session, arrays)
+
+    def _bind(self, session, arrays: Mapping[str, np.ndarray]) -> None:
         from onnxruntime import OrtValue
-        self._session, self._name, self._run_options = session, name, run_options
         self._binding, self._outputs, self._arrays = session.io_binding(), [], {id(array): array for array in arrays.values()}
         self._values = {key: OrtValue.ortvalue_from_numpy(array, DEVICE, 0) for key, array in self._arrays.items()}
         inputs = {value.name for value in session.get_inputs()}
@@ -193,20 +215,25 @@ class BoundOrtCudaNetwork:
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         try:
-            for key, value in self._inputs.items():
-                self._binding.bind_ortvalue_input(key, value)
-            for key, array in inputs.items():
-                self._binding.bind_cpu_input(key, array)
-            for key in outputs:
-                self._binding.bind_output(key)
-            self._outputs += [key for key in outputs if key not in self._outputs]
-            self._session.run_with_iobinding(self._binding, self._run_options)
-            found = self._binding.get_outputs()
-            return {key: found[self._outputs.index(key)].numpy() for key in outputs}
+            with current(self._driver):
+                return self._run(inputs, outputs)
         except Exception as error:
             raise _failed(self._name, inputs, error) from error
 
+    def _run(self, inputs, outputs) -> dict[str, np.ndarray]:
+        for key, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(key, value)
+        for key, array in inputs.items():
+            self._binding.bind_cpu_input(key, array)
+        for key in outputs:
+            self._binding.bind_output(key)
+        self._outputs += [key for key in outputs if key not in self._outputs]
+        self._session.run_with_iobinding(self._binding, self._run_options)
+        found = self._binding.get_outputs()
+        return {key: found[self._outputs.index(key)].numpy() for key in outputs}
+
     def to_host(self) -> None:
         """Copy what lies on the GPU into the arrays."""
-        for key, array in self._arrays.items():
-            array[...] = self._values[key].numpy()
+        with current(self._driver):
+            for key, array in self._arrays.items():
+                array[...] = self._values[key].numpy()

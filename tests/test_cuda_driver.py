@@ -24,7 +24,9 @@ R cuDeviceGetName(char *s, int n, int d) { strncpy(s, d == 40 ? "Stub" : "?", n)
 R cuDeviceGetAttribute(int *v, int a, int d) { *v = d != 40 ? -1 : a == 75 ? 8 : a == 76 ? 9 : -1; return 0; }
 R cuDevicePrimaryCtxRetain(P *c, int d) { *c = (P)0x1122334455667788; live++; return d != 40; }
 R cuDevicePrimaryCtxRelease_v2(int d) { live--; return d != 40; }
-R cuCtxSetCurrent(P c) { current = c == (P)0x1122334455667788; return !current; }
+R cuCtxPushCurrent_v2(P c) { if (c != (P)0x1122334455667788) return 201; current++; return 0; }
+R cuCtxPopCurrent_v2(P *c) { *c = (P)0x1122334455667788; current--; return 0; }
+R cuStreamGetCtx(P q, P *c) { *c = q == (P)0x7766554433221100 ? (P)0x1122334455667788 : (P)0x55; return q == (P)0x66 ? 400 : 0; }
 R cuMemGetInfo_v2(S *f, S *t) { *f = 5ull << 32; *t = 6ull << 32; return 0; }
 R cuMemAlloc_v2(P *p, S n) { if (n > (1ull << 33)) return 2; *p = malloc(n); return 0; }
 R cuMemFree_v2(P p) { free(p); return 0; }
@@ -42,6 +44,7 @@ R cuGraphExecDestroy(P e) { return e != (P)0x99; }
 R cuGraphDestroy(P g) { free(g); return 0; }
 R cuGetErrorName(int c, const char **s) { *s = c == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : c == 719 ? "CUDA_ERROR_LAUNCH_FAILED" : 0; return *s ? 0 : 1; }
 int stub_live(void) { return live; }
+int stub_current(void) { return current; }
 """
 
 
@@ -65,7 +68,12 @@ def test_every_call_has_its_arguments(library):
     path = library()
     driver = Driver(library=path)
     assert (driver.name, driver.sm, driver.cuda_version, driver.free_bytes()) == ("Stub", 89, (13, 1), 5 << 32)
-    driver.use()
+    with driver.current():
+        assert ctypes.CDLL(path).stub_current() == 1
+        with pytest.raises(ZeroDivisionError), driver.current():
+            assert ctypes.CDLL(path).stub_current() == 2
+            1 / 0
+    assert ctypes.CDLL(path).stub_current() == 0, "what was current before is so again"
     stream, values = driver.new_stream(), np.arange(1000, dtype=np.float32)
     first, second, back = driver.allocate(4000), driver.allocate(4000), np.zeros(1000, np.float32)
     driver.to_device(first, values.ctypes.data, 4000, stream)
@@ -80,9 +88,12 @@ def test_every_call_has_its_arguments(library):
     assert driver.end_capture(stream) == 0, "nothing was captured"
     driver.free(first)
     driver.free(second)
+    assert driver.has_stream(stream) and driver.has_stream(0) and not driver.has_stream(0x1234), "that one is of another context"
     driver.destroy_stream(stream)
     driver.close()
     driver.close()
+    with pytest.raises(cuda_driver.CudaError, match="cuCtxPushCurrent_v2"), driver.current():
+        pass
     assert ctypes.CDLL(path).stub_live() == 0
 
 

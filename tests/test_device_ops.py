@@ -251,7 +251,7 @@ def test_residuals_kept_as_rows_and_columns_become_one_table(kernels):
 
 
 def test_without_a_driver_the_networks_adapter_says_what_is_missing(seeded, monkeypatch):
-    def no_driver(stream=0, device=-1):
+    def no_driver(*_):
         raise RuntimeMissingError("[cuda] no driver")
     monkeypatch.setattr(_core, "Cuda", no_driver)
     with ps3_sdk.Session(seeded) as session:            # runs on the processor anyway

@@ -32,7 +32,7 @@ class Current {
 /// One stream's workspace, tables and counts. Calls on one object must not overlap; use one per thread.
 class CudaOps {
  public:
-  CudaOps(std::uintptr_t stream, int device) : stream_(reinterpret_cast<void*>(stream)) {
+  CudaOps(std::uintptr_t stream, int device, int num_threads) : stream_(reinterpret_cast<void*>(stream)), cpu_{num_threads} {
     raise_if_failed(check_cuda());
     device_ = device < 0 ? ops::current_device() : device;
     const Current current(device_);
@@ -277,7 +277,7 @@ class CudaOps {
       const py::gil_scoped_release release;
       void* const at = reinterpret_cast<void*>(to);
       const bool pinned = ops::reachable(from);  // from there the GPU reads later, when the caller may have written it anew
-      status = bytes >= kFerried && !pinned ? ferry_->carry(at, from, bytes, stream_) : ops::copy_memory(at, from, bytes, ops::Copy::kToDevice, stream_);
+      status = bytes >= kFerried && !pinned ? ferry_->carry(at, from, bytes, cpu_, stream_) : ops::copy_memory(at, from, bytes, ops::Copy::kToDevice, stream_);
       if (status.ok() && pinned) status = ops::wait_for(stream_);
     }
     raise_if_failed(status);
@@ -301,6 +301,7 @@ class CudaOps {
   };
   static constexpr std::size_t kFerried = std::size_t{1} << 22;
   void* stream_;
+  Cpu cpu_;  // what fills pinned memory
   int device_ = 0;
   std::unique_ptr<ops::Ferry> ferry_ = std::make_unique<ops::Ferry>();
   DeviceArray workspace_, staging_[2];
@@ -315,11 +316,12 @@ class CudaOps {
 void add_cuda(py::module_& module) {
   const py::object none = py::none();
   py::class_<CudaOps>(module, "Cuda",
-                      "The ops on one GPU (device; -1: the current one), on one stream (an address, e.g. torch.cuda.current_stream().cuda_stream).\n\n"
+                      "The ops on one GPU (device; -1: the current one), on one stream (an address, e.g. torch.cuda.current_stream().cuda_stream).\n"
+                      "num_threads copy large host memory, 0: all cores, 8 at most.\n\n"
                       "Arrays are torch, cupy or numba tensors of the GPU, read and written in place, or DeviceArrays; nothing waits for the GPU\n"
-                      "but download(), synchronize(), what is copied from pinned memory, and memory that is freed: pass out= in a loop. copies counts every copy between host and GPU this object made. One object per thread.\n"
+                      "but download(), synchronize(), what is copied from pinned memory or from any that the GPU reads itself, and memory that is freed: pass out= in a loop. copies counts every copy between host and GPU this object made. One object per thread.\n"
                       "Raises RuntimeMissingError without kernels, driver or GPU.")
-      .def(py::init<std::uintptr_t, int>(), py::arg("stream") = 0, py::arg("device") = -1)
+      .def(py::init<std::uintptr_t, int, int>(), py::arg("stream") = 0, py::arg("device") = -1, py::arg("num_threads") = 0)
       .def_property_readonly("device", &CudaOps::device)
       .def_property_readonly("stream", &CudaOps::stream)
       .def_property_readonly("copies", &CudaOps::copies, "dict of to_device, to_device_bytes, to_host, to_host_bytes")

@@ -8,6 +8,18 @@
 
 namespace ps3::ops {
 
+namespace {
+
+/// Whether the GPU reads pageable memory where it lies, as on machines that share it: a copy from there may still be under way when its call returns.
+bool reads_pageable() noexcept {
+  int yes = 0;
+  if (cudaDeviceGetAttribute(&yes, cudaDevAttrPageableMemoryAccess, current_device()) == cudaSuccess) return yes != 0;
+  (void)cudaGetLastError();
+  return true;
+}
+
+}  // namespace
+
 Status allocate_device(std::size_t bytes, void*& at) noexcept {
   Status status = check_gpu("cuda");
   return status.ok() ? failed("cuda", cudaMalloc(&at, bytes > 0 ? bytes : 1)) : status;
@@ -19,7 +31,7 @@ Status copy_memory(void* to, const void* from, std::size_t bytes, Copy direction
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   const cudaMemcpyKind kind = direction == Copy::kToDevice ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost;
   Status status = failed("cuda", cudaMemcpyAsync(to, from, bytes, kind, on));
-  return status.ok() && direction == Copy::kToHost ? failed("cuda", cudaStreamSynchronize(on)) : status;
+  return status.ok() && (direction == Copy::kToHost || reads_pageable()) ? failed("cuda", cudaStreamSynchronize(on)) : status;
 }
 
 Ferry::~Ferry() {
@@ -30,7 +42,7 @@ Ferry::~Ferry() {
   (void)cudaFreeHost(pinned_);
 }
 
-Status Ferry::carry(void* to, const void* from, std::size_t bytes, void* stream) noexcept {
+Status Ferry::carry(void* to, const void* from, std::size_t bytes, Cpu cpu, void* stream) noexcept {
   constexpr std::size_t kPiece = std::size_t{1} << 20;
   constexpr int kMostWorkers = 8;
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
@@ -57,7 +69,7 @@ Status Ferry::carry(void* to, const void* from, std::size_t bytes, void* stream)
   if (error != cudaSuccess) return failed("cuda", error);
   const int device = current_device();
   const long pieces = static_cast<long>((bytes + kPiece - 1) / kPiece);
-  const int workers = on == cudaStreamPerThread ? 1 : std::min(kMostWorkers, num_workers(Cpu{}, pieces, 2));  // which is another one in each thread
+  const int workers = on == cudaStreamPerThread ? 1 : std::min(kMostWorkers, num_workers(cpu, pieces, 2));  // which is another one in each thread
   cudaError_t errors[kMostWorkers] = {};
   bool ready[kMostWorkers] = {true};  // the GPU is this thread's current one, not yet that of new threads
   parallel_for(workers, pieces, [&](long i, int worker) {

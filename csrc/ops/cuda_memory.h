@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "ps3/device.h"
 #include "ps3/status.h"
 
 namespace ps3::ops {
@@ -21,8 +22,8 @@ class Ferry {
   ~Ferry();
   Ferry(const Ferry&) = delete;
   Ferry& operator=(const Ferry&) = delete;
-  /// As copy_memory to the GPU.
-  [[nodiscard]] Status carry(void* to, const void* from, std::size_t bytes, void* stream) noexcept;
+  /// As copy_memory to the GPU, by at most so many threads.
+  [[nodiscard]] Status carry(void* to, const void* from, std::size_t bytes, Cpu cpu, void* stream) noexcept;
 
  private:
   void* pinned_ = nullptr;

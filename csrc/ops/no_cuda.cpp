@@ -33,7 +33,7 @@ Status wait_for(void*) noexcept { return no_cuda("cuda"); }
 Status order_after(void*, void*) noexcept { return no_cuda("cuda"); }
 bool reachable(const void*) noexcept { return false; }
 Ferry::~Ferry() {}
-Status Ferry::carry(void*, const void*, std::size_t, void*) noexcept { return no_cuda("cuda"); }
+Status Ferry::carry(void*, const void*, std::size_t, Cpu, void*) noexcept { return no_cuda("cuda"); }
 int current_device() noexcept { return 0; }
 int use_device(int) noexcept { return -1; }
 

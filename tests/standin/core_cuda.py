@@ -29,7 +29,7 @@ class Memory:
 class Driverless:
     """The part of gpu.Driver that allocates."""
     gpu = gpu.GPU
-    free_bytes = staticmethod(lambda: gpu.Driver.free_bytes(Driverless))
+    _free_bytes = staticmethod(lambda: gpu.Driver._free_bytes(Driverless))
     _call = staticmethod(lambda name: gpu.GPU.calls.append(name))
 
 
@@ -62,8 +62,9 @@ def frame(format, planes, height, width, *how, make=_core.Frame):
 class Cuda:
     made = []
 
-    def __init__(self, stream=0, device=-1):
-        self.stream, self.device, self._queue, self.ordered = stream, device, [], []
+    def __init__(self, stream=0, device=-1, num_threads=0):
+        gpu.GPU.check_current()
+        self.stream, self.device, self.num_threads, self._queue, self.ordered = stream, device, num_threads, [], []
         self.copies = dict.fromkeys(("to_device", "to_device_bytes", "to_host", "to_host_bytes"), 0)
         Cuda.made.append(self)
 
@@ -72,6 +73,7 @@ class Cuda:
         return Array(memory.address, shape, dtype, memory)
 
     def upload(self, array, out=None):
+        gpu.GPU.check_current()
         made = self.empty(array.shape, array.dtype) if out is None else out
         self._view(made)[...] = array
         self._count("to_device", array.nbytes)
@@ -86,6 +88,7 @@ class Cuda:
         self.ordered.append(stream)
 
     def synchronize(self):
+        gpu.GPU.check_current()
         if "kernels" in gpu.GPU.fail:
             self._queue = []
             raise RuntimeFailedError(gpu.GPU.fail["kernels"])
@@ -94,6 +97,7 @@ class Cuda:
             each()
 
     def gather(self, frame, base_px, parts, mean, std, dtype="float32"):
+        gpu.GPU.check_current()
         if isinstance(frame, OnGpu):
             frame = frame.core
         else:

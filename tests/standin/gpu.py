@@ -3,7 +3,9 @@
 Has the methods of runtimes.cuda_driver.Driver. Reading or writing memory that is not allocated, or more than was allocated, is an error; so is
 waiting while capturing. `fail` makes a call fail as the real driver would.
 """
+import contextlib
 import ctypes
+import threading
 
 import numpy as np
 
@@ -17,6 +19,16 @@ class Gpu:
         self.memory, self.queues, self.capturing, self.graphs = {}, {}, {}, {}
         self.calls, self.fail, self.contexts = [], {}, 0
         self.captured_on, self.waited_for = [], []
+        self.thread = threading.local()         # .stack: contexts that are current in a thread, the last one on top
+
+    @property
+    def stack(self):
+        if not hasattr(self.thread, "stack"):
+            self.thread.stack = []
+        return self.thread.stack
+
+    def check_current(self):
+        assert self.stack and self.stack[-1] == "primary", "the GPU's own context is not current in this thread"
 
     def check(self, address, size):
         for start, buffer in self.memory.items():
@@ -45,20 +57,35 @@ class Driver:
         self.name, self.sm, self.cuda_version = "Stand-in", GPU.sm, GPU.cuda_version
 
     def _call(self, name):
+        self.gpu.check_current()
         self.gpu.calls.append(name)
         if name in self.gpu.fail:
             code, word = self.gpu.fail[name]
             raise CudaError(name, code, word)
 
-    def use(self):
-        pass
+    @contextlib.contextmanager
+    def current(self):
+        if "context" in self.gpu.fail:
+            raise CudaError("cuCtxPushCurrent_v2", *self.gpu.fail["context"])
+        self.gpu.stack.append("primary")
+        try:
+            yield
+        finally:
+            self.gpu.stack.pop()
+
+    def has_stream(self, stream):
+        return stream in (0, 1, 2) or stream in self.gpu.queues
 
     def free_bytes(self):
+        self.gpu.check_current()
+        return self._free_bytes()
+
+    def _free_bytes(self):
         return self.gpu.memory_bytes - sum(map(len, self.gpu.memory.values()))
 
     def allocate(self, num_bytes):
         self._call("cuMemAlloc_v2")
-        if num_bytes > self.free_bytes():
+        if num_bytes > self._free_bytes():
             raise CudaError("cuMemAlloc_v2", 2, "CUDA_ERROR_OUT_OF_MEMORY")
         buffer = (ctypes.c_uint8 * max(num_bytes, 256))()
         ctypes.memset(buffer, 0xA5, len(buffer))         # so that what was never written shows
@@ -66,7 +93,8 @@ class Driver:
         return ctypes.addressof(buffer)
 
     def free(self, address):
-        self._call("cuMemFree_v2")
+        with self.current():
+            self._call("cuMemFree_v2")
         del self.gpu.memory[address]
 
     def to_device(self, address, host, num_bytes, stream):
@@ -93,6 +121,7 @@ class Driver:
         self.gpu.enqueue(stream, copy)
 
     def new_stream(self):
+        self.gpu.check_current()
         stream = 1000 + len(self.gpu.queues)
         self.gpu.queues[stream] = []
         return stream
