@@ -1,13 +1,15 @@
 """Acceptance of the CUDA core on a GPU: every op checked against the processor, then timed by events.
 
-    python benchmarks/gpu.py [--check-only [--small]] [--no-check] [--no-sanitizer] [--rounds 20] [--bundle ONNX.plan] [--also PLAN ..]
+    python benchmarks/gpu.py [--check-only [--small]] [--no-check] [--no-sanitizer] [--rounds 20] [--bundle ONNX.plan] [--also PLAN ..] [--peer PYTHON]
 
 Needs torch with CUDA, a core built with -DPS3_CUDA=ON and a GPU; says what is missing otherwise. Takes a few minutes.
 Beside each time of gather stands the rate of the bytes it must read (source pixels its windows cover, ids) and write, and the rate a
 plain copy reaches on the same GPU. The torch column is a fair way with torch alone: F.interpolate with antialias to the base picture,
 F.interpolate to each scale, and the picked patches by index (no unfolding). Times are medians over rounds of a CUDA graph of ten calls
 (torch: of two plain calls), with inputs that stay in the L2 cache where it holds them; the last line is one JSON object. Before the timings the
-ops run, on small frames, under compute-sanitizer where that is installed; after them whole encodes are held to the processor's and timed (gpu_ask.py).
+ops run, on small frames, under compute-sanitizer where that is installed; after them whole encodes are held to the processor's and timed (gpu_ask.py),
+and with --peer, a Python that has ps3-torch, SO400M beside ps3-torch and PyTorch (full_size.py). Lines before the last one say what is missed of what
+is wanted (gpu_wanted.py); where something is, the exit status is 1.
 """
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import gpu_ask
+from gpu_wanted import missed
 from machine import BASE_PX, HALF, PATCH_PX, SCALES_PX, frames, machine, picks
 from ps3_sdk import _core
 from ps3_sdk.errors import RuntimeMissingError
@@ -235,16 +239,26 @@ def time_all(torch, bench) -> float:
     return copy_gb_s
 
 
-def sanitize() -> None:
+def sanitize() -> str:
     """The checks again under compute-sanitizer, which sees reads and writes outside of what was given."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
-        print("compute-sanitizer is not installed: reads and writes outside of the arrays were not looked for", flush=True)
-        return
+        return "is not installed: reads and writes outside of the arrays were not looked for"
     done = subprocess.run([tool, "--error-exitcode", "9", sys.executable, __file__, "--check-only", "--small"], capture_output=True, text=True)
-    print(f"compute-sanitizer: {'nothing found' if done.returncode == 0 else 'NOT GOOD'}", flush=True)
     if done.returncode:
         print((done.stdout + done.stderr)[-3000:])
+    return "found something" if done.returncode else "nothing found"
+
+
+def full_size(peer: str, also: list[str]) -> dict | None:
+    """full_size.py's JSON, None where it failed; it prints the rest itself."""
+    command = [sys.executable, Path(__file__).with_name("full_size.py"), "--peer", peer, "--device", "cuda", *(["--also", *also] if also else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        last = ""
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line
+    return json.loads(last) if process.returncode == 0 else None
 
 
 def cuda_name(torch) -> str:
@@ -252,7 +266,7 @@ def cuda_name(torch) -> str:
     return f"{torch.cuda.get_device_name()} (sm_{major}{minor}), torch {torch.__version__}"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check-only", action="store_true", help="no timings")
     parser.add_argument("--small", action="store_true", help="check on small frames only; what compute-sanitizer runs")
@@ -261,22 +275,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--bundle", help="of the whole encode (default: the embedded one)")
     parser.add_argument("--also", nargs="+", default=[], help="engines and ONNX bundles of the same model")
+    parser.add_argument("--peer", help="python of an environment with ps3-torch: SO400M beside it")
+    parser.add_argument("--also-full-size", nargs="+", default=[], metavar="PLAN", help="engines of SO400M's shapes, with --peer")
     options = parser.parse_args()
-    torch = gpu_or_exit()
+    torch, done, sanitizer = gpu_or_exit(), None, "was not run"
     if not options.no_check:
         done = check(torch, _core.Cuda(), options.small)
         print("equal to the processor, to the bit: " + ", ".join(f"{name} ({num})" for name, num in done.items()), flush=True)
     if options.check_only:
-        return
+        return 0
     if not options.no_check and not options.no_sanitizer:
-        sanitize()
+        sanitizer = sanitize()
+        print(f"compute-sanitizer: {sanitizer}", flush=True)
     bench = Bench(torch, options.rounds)
     copy_gb_s = time_all(torch, bench)
     print(f"{cuda_name(torch)}; {machine()}")
-    wanted = bench.rows["gather 2559 patches, 2160 rows NV12, float32"]["ms"]
-    print(f"gather of 2559 patches from a 4K NV12 frame on the GPU: {wanted:.4f} ms, wanted at most 0.1: {'good' if wanted <= 0.1 else 'NOT GOOD'}")
     ways = gpu_ask.run(options.bundle, options.also, options.rounds)
-    print(json.dumps({"benchmark": "gpu", "gpu": cuda_name(torch), "copy_gb_s": copy_gb_s, "rows": bench.rows, "encodes": ways, "machine": machine()}))
+    full = full_size(options.peer, options.also_full_size) if options.peer else None
+    result = {"benchmark": "gpu", "gpu": cuda_name(torch), "checked": done, "sanitizer": sanitizer, "copy_gb_s": copy_gb_s, "rows": bench.rows, "encodes": ways, "full_size": full,
+              "machine": machine()}
+    wrong = missed(result)
+    print("\n".join(f"MISSED: {line}" for line in wrong) or "all that is wanted is met")
+    print(json.dumps(result))
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

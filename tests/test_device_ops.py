@@ -280,6 +280,21 @@ def test_the_acceptance_tells_equal_from_other_encodings(gpu_ask, seeded, sessio
         assert 0 < told["rest_ms"] < told["ms"] and set(told["stages_ms"]) >= {"encode_low", "gather", "encode_high"}
 
 
+def test_the_acceptance_names_what_is_missed(gpu_ask):
+    from gpu_wanted import GATHER, missed
+    good = {"checked": {"gather": 24}, "sanitizer": "nothing found", "rows": {GATHER: {"ms": 0.02}}, "encodes": {"a": {"overlap": 1.0, "error": 1e-3, "rest_share": 0.09}},
+            "full_size": {"ratio_time_fp16": 9.7, "percent_beside_networks_fp16": 8.0, "s_peer": 0.5}}
+    assert not missed(good)
+    for change, says in (({"checked": None}, "not compared"), ({"sanitizer": "found something"}, "found something"), ({"rows": {}}, "not timed"),
+                         ({"rows": {GATHER: {"ms": 0.2}}}, "0.2000 ms, wanted at most 0.1"), ({"encodes": {}}, "no whole encode"), ({"full_size": None}, "--peer"),
+                         ({"encodes": {"a": {"overlap": 0.98, "error": 1e-3, "rest_share": 0.09}}}, "98.0 % of the same patches"),
+                         ({"encodes": {"a": {"overlap": 1.0, "error": float("nan"), "rest_share": 0.09}}}, "off by nan"),
+                         ({"encodes": {"a": {"overlap": 1.0, "error": 1e-3, "rest_share": 0.33}}}, "33 % beside the networks"),
+                         ({"full_size": {"ratio_time_fp16": 2.0, "percent_beside_networks_fp16": 8.0}}, "2.0 times ps3-torch's speed"),
+                         ({"full_size": {"ratio_time_fp16": 9.7, "percent_beside_networks_fp16": 32.9}}, "33 % beside the networks")):
+        assert [says in line for line in missed({**good, **change})] == [True], change
+
+
 def test_the_acceptance_says_what_is_not_to_be_had(gpu_ask, seeded, capsys):
     if WHY:
         assert gpu_ask.run(seeded, [], 1) == {} and "not run: [ort_cuda]" in capsys.readouterr().out
