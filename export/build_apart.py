@@ -21,7 +21,7 @@ from ps3_sdk.errors import ExportError, Ps3Error
 from ps3_sdk.runtimes.trt_vendor import vendor
 
 from .child import module
-from .to_engine import Plan, build
+from .to_engine import Plan, build, smaller
 
 FIXED_ADDRESSES = 0x0040000     # of personality(2): ADDR_NO_RANDOMIZE
 FIXED = "--fixed"
@@ -52,7 +52,7 @@ def build_apart(runtime: str, onnx_path: Path, plan: Plan, folder: Path, progres
     path = folder / f"{plan.name}.engine"
     if code or not path.is_file():
         why = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        fix = "It was probably out of memory: free some." if code == -signal.SIGKILL else "Report it with this message."
+        fix = f"It was probably out of memory: free some, or build where there is more. {smaller(plan)}." if code == -signal.SIGKILL else "Report it with this message."
         raise ExportError(f"[build] the builder of {plan.name} died ({why}); {_last_words(noise) or 'it said nothing'}. {fix}")
     return path
 
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
     plan = request["plan"]
     plan = Plan(**{**plan, "inputs": {name: tuple(shape) for name, shape in plan["inputs"].items()}, "sms": tuple(plan["sms"]),
                    "profiles": tuple({size: tuple(each) for size, each in profile.items()} for profile in plan["profiles"]),
-                   "timing_cache": plan["timing_cache"] and Path(plan["timing_cache"])})
+                   "timing_cache": plan["timing_cache"] and Path(plan["timing_cache"]), "sizes_given": tuple(plan.get("sizes_given", ()))})
     try:
         engine = build(vendor(request["runtime"], "build"), request["onnx"], plan, lambda line: print(line, flush=True))
         _write(folder / f"{plan.name}.engine", engine)

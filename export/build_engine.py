@@ -16,30 +16,34 @@ if __name__ == "__main__" and not __package__:      # python export/build_engine
         sys.exit(f"{error.name} is not installed. In the checkout: pip install '.[export]'")
     sys.exit(main())
 
+import stat
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
-from ps3_sdk.atomic import check_place
 from ps3_sdk.bundle import Bundle
 from ps3_sdk.errors import ExportError, InputError, RuntimeMissingError
 from ps3_sdk.runtimes.trt_vendor import vendor
 from ps3_sdk.session import DEFAULT_BUNDLE
 
-from .engine_options import RTX_SMS, EngineOptions, check_options, check_tokens, estimate, known_sms, rtx_sms
+from .engine_options import RTX_SMS, EngineOptions, check_files, check_options, known_sms, rtx_sms
+from .engine_sizes import Size, check_sizes, estimate, looks_of
 from .graph import Graph
-from .standard_onnx import read_network
+from .precision import PRODUCTS
+from .standard_onnx import read_network, standard
+from .stop import ended_by_sigterm
 
 Progress = Callable[[str], None]
 
 
+@ended_by_sigterm()
 def build_engine(source: str | Path, output: str | Path, options: EngineOptions, *, dry_run: bool = False, progress: Progress = lambda line: None) -> list[str]:
     """Build `output` from "default", a bundle, a checkpoint folder or a hub id.
 
-    Returns lines that say what was built, or would be. Raises InputError and ExportError as the options' modules say; RuntimeMissingError
-    where the builder is not installed. Nothing is left at `output` then but what was there before.
+    Returns lines that say what was built, or would be: a dry run refuses what is refused before any work. Raises InputError and ExportError as the options' modules say;
+    RuntimeMissingError where the builder is not installed. Nothing is left at `output` then but what was there before.
     """
     check_options(options, rtx=None)
     module = None if options.runtime == "onnx" or dry_run and not _installed(options.runtime) else vendor(options.runtime, "build")
@@ -49,26 +53,26 @@ def build_engine(source: str | Path, output: str | Path, options: EngineOptions,
         options = replace(options, sms=_own_sm(options, dry_run))
     # once more, with the GPUs it will be for: before frames are run and weights are read
     check_options(options, known_sms(module) if module is not None and options.runtime == "tensorrt-rtx" else RTX_SMS)
-    if options.max_tokens is not None and Path(source).is_dir():       # before it is exported
-        from .export_checkpoint import num_scales
-        check_tokens(options, num_scales(source))
-    if dry_run and Path(source).is_dir():
-        from .export_checkpoint import vision_networks as of_checkpoint
-        return estimate({graph.name: _count(graph) for graph in of_checkpoint(source)}, options).lines(options, options.sms)
-    if not dry_run:
-        check_place(output, "build", ExportError)
-        if options.timing_cache is not None:
-            check_place(options.timing_cache, "build")
+    check_files(output, options)
+    kind = _kind(source)
+    if kind == "folder" and (dry_run or options.max_tokens is not None or options.max_batch > 1):       # before it is exported
+        from . import export_checkpoint as checkpoint
+        manifest = checkpoint.sizes_of(source)
+        check_sizes(options, manifest)
+        if dry_run:
+            checkpoint.check_arguments(checkpoint.is_vila_checkpoint(str(source)), {"--llm-precision": None if options.llm_precision == "fp32" else options.llm_precision})
+            return estimate({graph.name: _size(standard(graph)) for graph in checkpoint.vision_networks(source)}, options, manifest).lines(options)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=None if dry_run else Path(output).resolve().parent, prefix=".ps3-build-")))
-        bundle = stack.enter_context(_open(source, folder, options, dry_run, progress))
-        check_tokens(options, len(bundle.manifest["geometry"]["scales_px"]) - 1)
+        bundle = stack.enter_context(_open(source, kind, folder, options, dry_run, progress))
+        check_sizes(options, bundle.manifest)
         names = vision_networks(bundle.manifest)
         graphs = {name: read_network(bundle, name) for name in names}
         if dry_run:
-            return estimate({name: _count(graph) for name, graph in graphs.items()}, options).lines(options, options.sms)
+            return estimate({name: _size(graph) for name, graph in graphs.items()}, options, bundle.manifest).lines(options)
         from .engine_bundle import write_engine_bundle
-        return write_engine_bundle(bundle, graphs, Path(output), folder, options, module, progress)
+        lines = write_engine_bundle(bundle, graphs, Path(output), folder, options, module, progress)
+        return [*lines, *filter(None, [looks_of(options, bundle.manifest)])]
 
 
 def vision_networks(manifest: dict) -> list[str]:
@@ -76,8 +80,8 @@ def vision_networks(manifest: dict) -> list[str]:
     return [name for name in manifest["networks"] if name != "decode"]
 
 
-def _count(graph: Graph) -> int:
-    return sum(weight.num_bytes // 4 for weight in graph.weights.values())
+def _size(graph: Graph) -> Size:
+    return Size(sum(weight.num_bytes // 4 for weight in graph.weights.values()), sum(node.op_type in PRODUCTS for node in graph.nodes))
 
 
 def _installed(runtime: str) -> bool:
@@ -99,19 +103,33 @@ def _own_sm(options: EngineOptions, dry_run: bool) -> tuple[int, ...]:
         raise ExportError(f"[build] TensorRT builds on the GPU that the engine is for; {str(error).split('] ', 1)[1]}") from error
     sm = driver.sm
     driver.close()
-    if options.sms and options.sms != (sm,):
+    if options.sms and set(options.sms) != {sm}:
         raise ExportError(f"[build] sm {', '.join(map(str, options.sms))} was asked for; TensorRT builds for the GPU it runs on, here sm_{sm}. Leave --sm out, build on the other "
                           "machine, or use --runtime tensorrt-rtx, which builds for several at once.")
     return (sm,)
 
 
-def _open(source: str | Path, folder: Path, options: EngineOptions, dry_run: bool, progress: Progress) -> Bundle:
+def _kind(source: str | Path) -> str | None:
+    """What lies at a source: "file", the embedded bundle's for the word default whatever is here; "folder"; None for what may be a hub id."""
+    try:
+        mode = _path(source).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):      # the last: no path at all
+        return None
+    except OSError as error:
+        raise InputError(f"[build] {source} cannot be reached: {error.strerror}; an engine.plan or a checkpoint folder is needed. Check the path and the permissions of its folders.") from error
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else None
+
+
+def _path(source: str | Path) -> Path:
+    return DEFAULT_BUNDLE if source == "default" else Path(source)
+
+
+def _open(source: str | Path, kind: str | None, folder: Path, options: EngineOptions, dry_run: bool, progress: Progress) -> Bundle:
     """The float32 bundle to build from; a checkpoint is exported first, its stages compared with PyTorch."""
-    path = DEFAULT_BUNDLE if str(source) == "default" else Path(source)
-    if path.is_file():
+    if kind == "file":
         if options.llm_precision != "fp32":
             raise InputError(f"[build] --llm-precision was given; {source} is a bundle, whose language model stays as it is. Leave it out, or give the checkpoint.")
-        return Bundle.open(path)
+        return Bundle.open(_path(source))
     if dry_run:
         raise ExportError(f"[build] {source} is no file or folder here; a dry run fetches nothing. Give a bundle, a checkpoint folder or \"default\".")
     from .export_checkpoint import export_checkpoint, is_vila_checkpoint

@@ -10,7 +10,7 @@ from typing import Callable
 import numpy as np
 
 from ps3_sdk.bundle import Bundle
-from ps3_sdk.errors import ExportError
+from ps3_sdk.errors import ExportError, InputError
 from ps3_sdk.measure import version_of
 from ps3_sdk.session import Session
 from ps3_sdk.stages import TEXTS_A_RUN
@@ -19,7 +19,7 @@ from ps3_sdk.verify import REFERENCE, Report, compare, observe, sample
 from .apart import let_go
 from .build_apart import build_apart
 from .check_picture import read_picture, sample_picture
-from .engine_options import CALIBRATED, EngineOptions, calibration_frames, named
+from .engine_options import CALIBRATED, LOOKS_POOLED, EngineOptions, calibration_frames, named
 from .fused_attention import fused
 from .graph import Graph
 from .precision import summed_exactly, typed
@@ -30,7 +30,6 @@ from .write_bundle import BundleWriter, SafetensorsLayout
 
 PROMPT = "the text on the sign"
 ALIGNMENT = 64
-LOOKS_POOLED = 4            # of the most patches, that one attention pool takes together
 SAFETENSORS = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32", np.dtype(np.uint8): "U8"}
 Progress = Callable[[str], None]
 
@@ -38,9 +37,7 @@ Progress = Callable[[str], None]
 def write_engine_bundle(bundle: Bundle, graphs: dict[str, Graph], output: Path, folder: Path, options: EngineOptions, module, progress: Progress) -> list[str]:
     """See build_engine.build_engine, which has checked the options. folder: for unfinished work, removed by the caller."""
     picture, on_a_frame = _picture(options)
-    with Session(bundle.path, verify=False) as session:
-        progress("run the float32 networks on the frame")
-        reference = sample(observe(session, picture, PROMPT, most=options.max_tokens), picture)
+    reference = _reference(bundle, picture, options, progress)
     _let_go()
     if options.runtime == "onnx" and options.precision == "fp32":       # the networks that are there, as they are
         graphs = {}
@@ -77,6 +74,22 @@ def _picture(options: EngineOptions) -> tuple[np.ndarray, bool]:
     if options.calibrate is not None:
         return read_picture(calibration_frames(options.calibrate)[1]), True
     return sample_picture(), False
+
+
+def _reference(bundle: Bundle, picture: np.ndarray, options: EngineOptions, progress: Progress) -> dict[str, np.ndarray]:
+    """What the float32 networks give on the frame, sampled. Raises ExportError where that is no numbers."""
+    damaged = f"[build] the float32 networks of {bundle.path} give no numbers, "
+    fix = ". Its weights are damaged, or its checkpoint's were: export it again, from files downloaded again."
+    with Session(bundle.path, verify=False) as session:
+        progress("run the float32 networks on the frame")
+        try:
+            observed = observe(session, picture, PROMPT, most=options.max_tokens)
+        except InputError as error:         # of the ops, which take finite numbers
+            raise ExportError(f"{damaged}{str(error).rstrip('.')}{fix}") from error
+    stages = sorted({name.split(".")[0] for name, array in observed.items() if not np.isfinite(array).all()})
+    if stages:
+        raise ExportError(f"{damaged}in {', '.join(stages)}{fix}")
+    return sample(observed, picture)
 
 
 def _quantisation(bundle: Bundle, options: EngineOptions, progress: Progress) -> Quantisation | None:
@@ -118,8 +131,9 @@ def _measure(bundle: Bundle, graphs: dict[str, Graph], folder: Path, options: En
             return report, quantisation
         coarser = quantisation.without_worst(graphs["encode"]) if quantisation is not None else None
         if coarser is None:
-            finer = {"fp16": "bf16 or fp32", "bf16": "fp16 or fp32", "fp32": "another source: the export is wrong"}.get(options.precision, "fp16")
-            raise ExportError(f"[build] in {options.precision} {'; '.join(wrong)}. Nothing was written. Build with --precision {finer}.")
+            finer = {"fp16": "bf16 or fp32", "bf16": "fp16 or fp32"}.get(options.precision, "fp16")
+            fix = "The ONNX of this bundle is not what it was: export it again." if options.precision == "fp32" else f"Build with --precision {finer}."
+            raise ExportError(f"[build] in {options.precision} {'; '.join(wrong)}. Nothing was written. {fix}")
         quantisation = coarser
         progress(f"{wrong[0]}: {len(quantisation.left_out)} layers stay in float16")
 
@@ -171,7 +185,7 @@ def _engine(writer: BundleWriter, name: str, graph: Graph, bundle: Bundle, folde
     path, profiles = _write_onnx(graph, folder), profiles_of(name, bundle.manifest, options)
     bundle.release(bundle.manifest["networks"][name]["weights"])
     plan = Plan(name, {port.name: port.shape for port in graph.inputs}, profiles, options.sms if options.runtime == "tensorrt-rtx" else (), options.workspace_bytes,
-                options.timing_cache)
+                options.timing_cache, options.precision, options.sizes_given)
     _let_go()
     engine = build_apart(options.runtime, path, plan, folder, progress)
     path.unlink()

@@ -8,14 +8,16 @@ from ps3_sdk.atomic import check_place
 from ps3_sdk.errors import ExportError
 
 from .graph import Graph
-from .make_bundle import make_bundle, networks
+from .make_bundle import geometry, make_bundle, networks
 from .reference.config import Ps3Config
+from .stop import ended_by_sigterm
 from .weights import Checkpoint, locate
 
 NOT_OF_VILA = {"--check-frame": "VILA-HD's stages are measured on inputs of their own", "--tokenizer": "VILA-HD's own is in its folder llm"}
 OF_VILA_ALONE = {"--llm-precision": "a PS3 encoder has no language model", "--work-dir": "an encoder is exported in one go, only of VILA-HD are finished networks kept"}
 
 
+@ended_by_sigterm()
 def export_checkpoint(checkpoint: str, output: str | Path, *, revision: str | None = None, tokenizer: str | Path | None = None, precision: str = "fp32",
                       llm_precision: str = "fp32", check_frame: str | Path | None = None, work_dir: str | Path | None = None, progress: Callable[[str], None] = lambda line: None) -> None:
     """Write `output` from a PS3 encoder (make_bundle) or a VILA-HD model (make_vlm); arguments and errors are theirs.
@@ -26,10 +28,7 @@ def export_checkpoint(checkpoint: str, output: str | Path, *, revision: str | No
     from .make_vlm import make_vlm
     check_place(output, "export", ExportError)
     vila = is_vila_checkpoint(checkpoint, revision)
-    given = {"--check-frame": check_frame, "--tokenizer": tokenizer, "--llm-precision": None if llm_precision == "fp32" else llm_precision, "--work-dir": work_dir}
-    for name, why in (NOT_OF_VILA if vila else OF_VILA_ALONE).items():
-        if given[name] is not None:
-            raise ExportError(f"[export] {name} was given; {why}. Leave it out.")
+    check_arguments(vila, {"--check-frame": check_frame, "--tokenizer": tokenizer, "--llm-precision": None if llm_precision == "fp32" else llm_precision, "--work-dir": work_dir})
     if vila:
         check_packages()
         make_vlm(checkpoint, output, revision=revision, precision=precision, llm_precision=llm_precision, work_dir=work_dir, progress=progress)
@@ -43,11 +42,21 @@ def is_vila_checkpoint(checkpoint: str, revision: str | None = None) -> bool:
     return is_vila(locate(checkpoint, revision, ["config.json"])[0])
 
 
-def num_scales(folder: str | Path) -> int:
-    """High-res scales of a checkpoint folder's model."""
-    from . import make_vlm
-    config = make_vlm.VilaHd.outline(Path(folder))[0].config.vision if make_vlm.is_vila(Path(folder)) else Ps3Config.read(folder).vision
-    return len(config.scales_px) - 1
+def check_arguments(vila: bool, given: dict) -> None:
+    """Raises ExportError for an argument that the kind of checkpoint does not know; given: {argument: its value, None where it was not given}."""
+    for name, why in (NOT_OF_VILA if vila else OF_VILA_ALONE).items():
+        if given.get(name) is not None:
+            raise ExportError(f"[export] {name} was given; {why}. Leave it out.")
+
+
+def sizes_of(folder: str | Path) -> dict:
+    """What the manifest of a checkpoint folder's bundle will say of sizes: its geometry, but for the statistics of pixels, and of its language model how it is looked for."""
+    from .make_vlm import is_vila
+    from .reference.vila.config import VilaConfig
+    if not is_vila(Path(folder)):
+        return {"geometry": geometry(Ps3Config.read(folder).vision, 0, (), ()), "language": None}
+    config = VilaConfig.read(folder)
+    return {"geometry": geometry(config.vision, 0, (), ()), "language": {"downsample": config.downsample, "num_looks": config.looks.num_looks, "num_tokens": config.looks.num_tokens}}
 
 
 def vision_networks(folder: str | Path) -> list[Graph]:

@@ -20,6 +20,7 @@ from ps3_sdk.errors import ExportError
 from ps3_sdk.tensors import from_bfloat16, to_bfloat16
 
 from .graph import STORED, Graph, Port, Weight
+from .standard_onnx import well_formed
 
 HALF = {"fp16": ("float16", "F16", TensorProto.FLOAT16), "bf16": ("bfloat16", "BF16", TensorProto.BFLOAT16)}
 EXACT = {"LayerNormalization", "ReduceL2", "Div", "Max"}        # float32, whatever the precision
@@ -34,7 +35,8 @@ def typed(graph: Graph, precision: str, twin: bool = False) -> Graph:
     if precision == "fp32":
         graph.precision = "fp32"
         return graph
-    return _Typing(graph, precision, twin).result()
+    with well_formed(graph.name):
+        return _Typing(graph, precision, twin).result()
 
 
 class _Typing:
@@ -133,8 +135,8 @@ class _Typing:
 
     def _loader(self, weight: Weight) -> Callable[[], np.ndarray]:
         if self.rounded:
-            return lambda: from_bfloat16(to_bfloat16(weight.load())) if self.narrow == "BF16" else to_float16(weight.load(), weight.name).astype(np.float32)
-        return (lambda: to_bfloat16(weight.load())) if self.stored == "BF16" else lambda: to_float16(weight.load(), weight.name)
+            return lambda: from_bfloat16(to_bfloat16(finite(weight.load(), weight.name))) if self.narrow == "BF16" else to_float16(weight.load(), weight.name).astype(np.float32)
+        return (lambda: to_bfloat16(finite(weight.load(), weight.name))) if self.stored == "BF16" else lambda: to_float16(weight.load(), weight.name)
 
     def _constant(self, tensor, half: bool) -> str:
         if tensor.data_type != TensorProto.FLOAT or not half or self.rounded:
@@ -177,8 +179,14 @@ def add_rounding(graph: Graph, value: str, name: str, kind: int) -> None:
     graph.nodes.append(helper.make_node("Cast", [f"{name}.bits"], [name], to=TensorProto.FLOAT))
 
 
+def finite(array: np.ndarray, name: str) -> np.ndarray:
+    if not np.isfinite(array).all():
+        raise ExportError(f"[build] {name} holds values that are no numbers; the checkpoint is damaged, or the bundle. Download it again, and export it.")
+    return array
+
+
 def to_float16(array: np.ndarray, name: str) -> np.ndarray:
-    largest = float(np.abs(array).max(initial=0))
-    if not largest <= FP16_MAX:
+    largest = float(np.abs(finite(array, name)).max(initial=0))
+    if largest > FP16_MAX:
         raise ExportError(f"[build] {name} has values up to {largest:.3g}; float16 ends at {FP16_MAX:.0f}. Build with --precision bf16.")
     return np.ascontiguousarray(array, np.float32).astype(np.float16)

@@ -6,18 +6,38 @@ and fuse: one MatMul, Softmax, MatMul over all heads; past and new keys joined w
 """
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import Iterator
+
 import onnx
 from onnx import helper
 
-from ps3_sdk.errors import ExportError
+from ps3_sdk.errors import ExportError, Ps3Error
 
 from .graph import Graph, Port, Weight
 
 CONTRIB = "com.microsoft"
 
 
+@contextmanager
+def well_formed(what: str) -> Iterator[None]:
+    """Around code that takes nodes to be as an exporter wrote them: where they are not, ExportError says so."""
+    try:
+        yield
+    except (Ps3Error, MemoryError):
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise ExportError(f"[build] the ONNX of {what} is not as an export writes it ({why}). Export the bundle again.") from error
+
+
 def read_network(bundle, name: str) -> Graph:
     """One network of an open Bundle as a Graph whose weights are read when written. Raises ExportError unless it is float32 ONNX."""
+    with well_formed(f"{name} in {bundle.path}"):
+        return _read(bundle, name)
+
+
+def _read(bundle, name: str) -> Graph:
     entry = bundle.manifest["networks"][name]
     if entry["runtime"] != "onnxruntime" or entry["precision"] != "fp32":
         raise ExportError(f"[build] {name} of {bundle.path} is {entry['precision']} for {entry['runtime']}; engines are built from float32 ONNX bundles, because rounding "

@@ -19,20 +19,23 @@ Profile = dict[str, tuple[int, int, int]]       # symbolic size or name of a sha
 
 @dataclass(frozen=True)
 class Plan:
-    """inputs: {name: shape of sizes and symbolic names} | sms: compute capabilities to build for; empty: the GPU of this machine."""
+    """inputs: {name: shape of sizes and symbolic names} | sms: compute capabilities to build for; empty: the GPU of this machine | precision, sizes_given: what was asked
+    for, as --max-tokens 4000, so that an error does not advise it."""
     name: str
     inputs: dict[str, tuple[int | str, ...]]
     profiles: tuple[Profile, ...]
     sms: tuple[int, ...] = ()
     workspace_bytes: int | None = None
     timing_cache: Path | None = None
+    precision: str = ""
+    sizes_given: tuple[str, ...] = ()
 
 
 def build(module, onnx_path: str | Path, plan: Plan, progress: Callable[[str], None] = lambda line: None) -> memoryview:
     """The serialised engine. Raises ExportError with the builder's own reason."""
     log = log_of(module)
     with log.collect():
-        builder = module.Builder(log.logger)
+        builder = _builder(module, log)
         flags = module.NetworkDefinitionCreationFlag
         wanted = [getattr(flags, name) for name in ("STRONGLY_TYPED",) if hasattr(flags, name)]      # TensorRT 11 knows no other way
         network = builder.create_network(sum(1 << int(flag) for flag in wanted))
@@ -57,6 +60,14 @@ def build(module, onnx_path: str | Path, plan: Plan, progress: Callable[[str], N
         if cache is not None:
             _keep(plan.timing_cache, memoryview(config.get_timing_cache().serialize()), progress)
         return memoryview(engine)
+
+
+def _builder(module, log):
+    try:
+        return module.Builder(log.logger)
+    except TypeError as error:      # pybind11's word for a nullptr
+        needed = "Install it again" if hasattr(module, "ComputeCapability") else "The GPU's driver is too old for it, or missing: update the driver, or install the TensorRT of the driver's CUDA"
+        raise ExportError(f"[build] {_version(module)} gives no builder: {log.why(str(error)).rstrip('.')}. {needed}.") from error
 
 
 def _version(module) -> str:
@@ -148,12 +159,19 @@ def _monitor(module, name: str, progress: Callable[[str], None]):
 
 
 def _fix(log, plan: Plan) -> str:
-    if log.mentions("out of memory", "insufficient memory", "cudaerror 2"):
-        return "Free memory of the GPU or of the machine, or choose a smaller --max-tokens."
-    if log.mentions("workspace", "could not find any implementation", "no implementation"):
+    if log.mentions("outofmemory", "out of memory", "insufficient memory", "cudaerror 2:"):
+        return f"{smaller(plan)}, build where there is more memory, or give it a larger --workspace."
+    if log.mentions("workspace", "could not find any implementation", "no implementation", "no tactics"):
         return f"Give it a larger --workspace{'' if plan.workspace_bytes is None else f' than {plan.workspace_bytes / 2**30:g}'}, or leave it out."
-    if log.mentions("driver version is insufficient", "cudaerror 35", "no cuda-capable", "cudaerror 100"):
+    if log.mentions("driver version is insufficient", "cudaerror 35:", "no cuda-capable", "cudaerror 100:"):
         return "It builds on the GPU of this machine: install a driver for it, or build for other GPUs with --runtime tensorrt-rtx --sm."
+    if log.mentions("overflow", "overflown"):
+        return f"{smaller(plan)}."
     if log.mentions("hw-specific", "not supported"):
         return "Choose another --precision or leave that GPU out of --sm."
-    return "Try --precision fp16; if that does not help, report it with this message."
+    return f"Try --precision {'fp32' if plan.precision == 'fp16' else 'fp16'}; if that does not help, report it with this message."
+
+
+def smaller(plan: Plan) -> str:
+    """What takes less memory than what was asked for."""
+    return f"Give less than {' and '.join(plan.sizes_given)}" if plan.sizes_given else "Give a smaller --max-tokens"

@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("bundle", metavar="PLAN")
     verify.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
     verify.add_argument("--device", choices=("cpu", "cuda"), help="where ONNX bundles run (default: cpu)")
-    verify.add_argument("--json", action="store_true", help="print the result as JSON")
+    verify.add_argument("--json", action="store_true", help="print the result as JSON; the error of a stage is null where it is infinitely off")
     verify.add_argument("-o", "--output", metavar="JSON", help="write the result there too")
 
     info = command("info", _info, "print a bundle's data sheet")
@@ -224,7 +224,7 @@ def _verify(options) -> int:
         if not hasattr(failed, "report"):
             raise
         report, error = failed.report, failed
-    result = json.dumps({"bundle": options.bundle, "passed": error is None, "why": None if error is None else str(error), **report.to_dict()}, indent=1)
+    result = json.dumps({"bundle": options.bundle, "passed": error is None, "why": None if error is None else str(error), **report.to_dict()}, indent=1, allow_nan=False)
     print(result if options.json else report.table())
     if options.output:
         try:
@@ -243,14 +243,14 @@ def _info(options) -> None:
     from .bundle import Bundle, describe
     from .session import DEFAULT_BUNDLE
     with Bundle.open(options.bundle or DEFAULT_BUNDLE) as bundle:
-        print(json.dumps(bundle.manifest, indent=2) if options.json else describe(bundle))
+        print(json.dumps(bundle.manifest, indent=2, allow_nan=False) if options.json else describe(bundle))
 
 
 def _bench(options) -> None:
     from .measure import bench
     with _session(options) as session:
         result = bench(session, options.frame, options.prompt, options.tokens, options.runs)
-    print(json.dumps(result) if options.json else result.pop("table"))
+    print(json.dumps(result, allow_nan=False) if options.json else result.pop("table"))
 
 
 def _eval(options) -> None:

@@ -1,5 +1,6 @@
 """The manifest of a bundle: the closed schema, and what its fields must say about each other."""
 import functools
+import itertools
 from pathlib import Path
 
 from .errors import BundleError
@@ -9,6 +10,7 @@ from .tensors import Tensor
 MANIFEST, TABLES = "manifest.json", "tables.safetensors"
 MAX_MANIFEST_BYTES = 4 << 20
 ENGINES = ("tensorrt", "tensorrt-rtx")     # runtimes that are given an engine built ahead, for some GPUs
+ASKED_FOR = {"encode": {"tokens", "past", "keep"}, "pool": {"tokens"}, "project": {"blocks"}}       # network -> sizes that a session or a runtime asks an engine's profiles for by name
 
 
 @functools.lru_cache(maxsize=1)
@@ -29,7 +31,7 @@ def parse_manifest(data: bytes, where: str) -> dict:
 def check_manifest(manifest: dict, where: str) -> None:
     """Schema first, then the rules between fields. Raises: BundleError that names the field and the rule."""
     check(manifest, schema(), f"{where}: manifest")
-    for wrong in (*_geometry(manifest["geometry"]), *_parts(manifest), *_ports(manifest)):
+    for wrong in itertools.chain(_geometry(manifest["geometry"]), _parts(manifest), _ports(manifest)):      # one at a time: later ones rely on earlier ones
         raise BundleError(f"{where}: manifest.{wrong}. Export the bundle again.")
 
 
@@ -101,7 +103,7 @@ def _geometry(g: dict):
 
 def _parts(manifest: dict):
     """What is wrong between text, contrast, networks and members."""
-    networks, members, text, language = manifest["networks"], manifest["members"], manifest["text"], manifest.get("language")
+    networks, members, text, language, g = manifest["networks"], manifest["members"], manifest["text"], manifest.get("language"), manifest["geometry"]
     if (manifest["kind"] == "vlm") != (language is not None):
         yield f"kind is {manifest['kind']!r}; language is given for vlm and for nothing else"
     if {name in networks for name in ("project", "decode")} != {language is not None} or "prompt_head" in networks and language is None:
@@ -119,8 +121,12 @@ def _parts(manifest: dict):
         files["text.tokenizer"] = text["tokenizer"]
         if text["pad_id"] >= text["vocabulary"]:
             yield f"text.pad_id is {text['pad_id']}; the vocabulary has {text['vocabulary']} entries"
+    if language is not None and any(px // g["patch_px"] % language["downsample"] for px in g["scales_px"][1:]):
+        yield f"language.downsample is {language['downsample']}; it must divide the grids of the high-res scales, {', '.join(str(px // g['patch_px']) for px in g['scales_px'][1:])}"
     if manifest.get("verify"):
         files["verify.weights"] = manifest["verify"]["file"]
+        if text is not None and not manifest["verify"]["prompt"].strip():
+            yield "verify.prompt is blank; a text tower is measured on a text"
     for name, entry in networks.items():
         yield from _engine(name, entry)
     for place, name in files.items():
@@ -131,19 +137,24 @@ def _parts(manifest: dict):
 
 
 def _engine(name: str, entry: dict):
-    """What is wrong between a network's runtime and the record of its engine. Profiles give each symbolic size its least, best and most."""
-    engine, sizes = entry.get("engine"), {n for port in entry["inputs"] for n in port["shape"] if isinstance(n, str)}
+    """What is wrong between a network's runtime and the record of its engine. Profiles give each symbolic size its least, best and most, of encode also the value of keep."""
+    engine, sizes = entry.get("engine"), {n for port in entry["inputs"] for n in port["shape"] if isinstance(n, str)} | ASKED_FOR.get(name, set())
     if (engine is None) != (entry["runtime"] not in ENGINES):
         yield f"networks.{name}.engine belongs to {' and '.join(ENGINES)} and to nothing else; the runtime is {entry['runtime']!r}"
     if engine is None:
         return
     if entry["weights"] is not None:
         yield f"networks.{name}.weights is {entry['weights']!r}; an engine holds its own weights"
-    if set(engine["on_device"]) - {port["name"] for port in entry["outputs"]}:
-        yield f"networks.{name}.engine.on_device names what is no output"
+    stays = {port["name"] for port in entry["outputs"]} & {port["name"].removeprefix("past_") for port in entry["inputs"] if port["name"].startswith("past_")}
+    if others := sorted(set(engine["on_device"]) - stays):
+        yield f"networks.{name}.engine.on_device names {others[0]}; only keys and values stay, outputs that are the past_ inputs of later runs"
     for profile in engine["profiles"]:
         if not sizes <= set(profile) or any(sorted(range_) != range_ for range_ in profile.values()):
             yield f"networks.{name}.engine.profiles: each gives {', '.join(sorted(sizes))} as least, best, most"
+    if name == "encode" and not any(profile.get("past", (0, 0, 0))[2] for profile in engine["profiles"]):
+        yield f"networks.{name}.engine.profiles: none takes the keys and values of a look, past is 0 in all"
+    if name == "encode" and any(port["shape"] != [1] for port in entry["inputs"] if port["name"] == "keep"):
+        yield f"networks.{name}.inputs: keep is one number, its shape must be [1]"
 
 
 def _ports(manifest: dict):

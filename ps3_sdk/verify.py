@@ -7,6 +7,7 @@ reference's patches (every n-th of them), so that one other pick does not hide e
 from __future__ import annotations
 
 import io
+import math
 import platform
 import zlib
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ REFERENCE = "reference.safetensors"
 SAMPLES = 4096          # values kept of each output
 HIGH_PATCHES = 256      # of the picked ones, evenly, go through encode_high: at SO400M size all would take minutes on a CPU
 NEARLY_ALL = 0.99       # of the picked patches; where fewer are the same it is said, though plain frames have many places of nearly equal probability
+VIEWS = ("", "_1", "_2", "_3")     # of the frame, by which what is picked is named: itself, and those of _views()
 STAGES = ("encode_low", "encode_prompt", "score", "gather", "encode_high", "decode", "project", "prompt_head")
 WORDS = 16              # tokens that a language model reads
 WORDS_LIMIT = 0.1       # of its logits: loose, since kernels of half precision differ from machine to machine; it finds wrong ones, and values that are no numbers
@@ -56,7 +58,9 @@ class Report:
         return found
 
     def to_dict(self) -> dict:
-        return {"max_relative_error": dict(self.errors), "picked_overlap": self.overlap, "embedding_cosine": self.cosine, "ran_on": self.ran_on}
+        """Plain values for JSON. None: infinitely off, or no number; of the cosine also that there is no embedding."""
+        return {"max_relative_error": {stage: _number(value) for stage, value in self.errors.items()}, "picked_overlap": self.overlap, "embedding_cosine": _number(self.cosine),
+                "ran_on": self.ran_on}
 
     def table(self) -> str:
         rows = [f"{stage:<14}{value:.1e} of the largest value" for stage, value in self.errors.items()]
@@ -162,9 +166,12 @@ def sample(observed: dict[str, np.ndarray], picture: np.ndarray) -> dict[str, np
 
 
 def frame_of(kept: dict[str, np.ndarray]) -> np.ndarray:
-    """The frame that sample() kept: (h, w, 3) uint8 RGB. It is kept as PNG, which every machine reads alike."""
-    with Image.open(io.BytesIO(kept["frame"].tobytes())) as image:
-        return np.array(image.convert("RGB"))
+    """The frame that sample() kept: (h, w, 3) uint8 RGB. It is kept as PNG, which every machine reads alike. Raises InputError: it is none."""
+    try:
+        with Image.open(io.BytesIO(kept["frame"].tobytes()), formats=["PNG"]) as image:
+            return np.array(image.convert("RGB"))
+    except Exception as error:      # of damaged bytes Pillow raises nearly anything
+        raise InputError(f"[verify] frame is no picture that can be read ({error}); a PNG is needed.") from error
 
 
 def _png(picture: np.ndarray) -> bytes:
@@ -173,25 +180,66 @@ def _png(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def outputs_of(manifest: dict) -> list[str]:
+    """Names of what observe() gives of a bundle with these networks, besides what is picked."""
+    g, networks = manifest["geometry"], manifest["networks"]
+    names = ["encode_low.tokens", "encode_low.features", "encode_low.low_features", "score.prob", "gather.patches", "gather.position", "encode_high.tokens"]
+    names += [f"encode_low.{kind}_{i}" for kind in ("key", "value") for i in range(g["depth"])]
+    names += ["encode_low.view_features"] if g["view_px"] else []
+    for network, outputs in (("encode_prompt", ("encode_prompt.pooled", "encode_prompt.prompt")), ("pool", ("decode.pooled",)), ("project", ("project.rows",)),
+                             ("decode", ("decode.hidden", "decode.logits")), ("prompt_head", ("prompt_head.prompt",))):
+        names += outputs if network in networks else ()
+    return names
+
+
+def check_reference(kept: dict[str, np.ndarray], manifest: dict) -> None:
+    """Raises InputError: `kept` is not as sample() makes it of all that the bundle's networks give; what would be missing in it would pass unmeasured."""
+    g, outputs = manifest["geometry"], outputs_of(manifest)
+    picked = {f"picked_{px}{view}": ((px // g["patch_px"]) ** 2, count) for px, count in zip(g["scales_px"][1:], g["per_look"]) for view in VIEWS}
+    names = {"frame", *picked, *(f"{name}{part}" for name in outputs for part in ("", ".at", ".largest"))}
+    for name in sorted(names ^ set(kept)):
+        raise InputError(f"[verify] {name} is {'missing' if name in names else 'unknown'}.")
+    for name, array in kept.items():
+        dtype = "uint8" if name == "frame" else "int32" if name in picked or name.endswith(".at") else "float32"
+        if array.ndim != 1 or array.dtype != dtype or not np.isfinite(array).all():
+            raise InputError(f"[verify] {name} is {array.dtype} {array.shape}; one row of {dtype} is needed, every one finite.")
+    for name, (patches, count) in picked.items():
+        ids = kept[name]
+        if len(ids) != min(count, patches) or not _ascend(ids) or len(ids) and ids[-1] >= patches:
+            raise InputError(f"[verify] {name} holds {len(ids)} ids; {min(count, patches)} that ascend are needed, of {patches} patches.")
+    for name in outputs:
+        values, at, largest = (kept[f"{name}{part}"] for part in ("", ".at", ".largest"))
+        if len(largest) != 2 or largest[1] < 1:
+            raise InputError(f"[verify] {name}.largest is {largest[:4].tolist()}; the largest value and how many there are is needed.")
+        if len(at) != len(values) or 2 * len(at) < min(SAMPLES, largest[1]) or not _ascend(at):
+            raise InputError(f"[verify] {name} holds {len(values)} values of {largest[1]:.0f} and {len(at)} places; as many that ascend are needed, {SAMPLES // 2} at least or half of all.")
+
+
+def _ascend(ids: np.ndarray) -> bool:
+    return bool((np.diff(ids.astype(np.int64), prepend=-1) > 0).all())
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def compare(kept: dict[str, np.ndarray], observed: dict[str, np.ndarray]) -> Report:
-    """The report of `observed` against what sample() kept. A stage with an output missing, of another size or not finite is off by infinity."""
+    """The report of `observed` against what sample() kept. A stage with an output missing, of another size or not finite, here or there, is off by infinity."""
     errors: dict[str, float] = {}
-    same = total = 0
+    cosine, same, total = None, 0, 0
     for name in (name for name in kept if name != "frame" and not name.endswith((".at", ".largest"))):
         if name.startswith("picked_"):
             same, total = same + len(np.intersect1d(kept[name], observed[name])), total + len(kept[name])
             continue
-        stage, got = name.split(".")[0], observed.get(name)
+        stage, got, wanted, at = name.split(".")[0], observed.get(name), kept[name].astype(np.float64), kept[f"{name}.at"]
         largest, size = (float(value) for value in kept[f"{name}.largest"])
-        if got is None or np.float32(got.size) != np.float32(size) or not np.isfinite(got).all():
-            error = float("inf")
-        else:
-            difference = np.abs(got.reshape(-1)[kept[f"{name}.at"]].astype(np.float64) - kept[name])
-            error = float(difference.max(initial=0)) / max(largest, 1e-30)
+        error, direction = math.inf, math.nan
+        if got is not None and np.float32(got.size) == np.float32(size) and at.max(initial=-1) < got.size and all(np.isfinite(each).all() for each in (got, wanted, largest)):
+            found = got.reshape(-1)[at].astype(np.float64)
+            most = min(largest, 2 * float(np.abs(got).max(initial=0)))      # a wrong `largest` there would excuse any error
+            error, direction = float(np.abs(found - wanted).max(initial=0)) / max(most, 1e-30), float(unit(found) @ unit(wanted))
         errors[stage] = max(errors.get(stage, 0.0), error)
-    cosine = None
-    if "decode.pooled" in kept and "decode.pooled" in observed:
-        cosine = float(unit(observed["decode.pooled"].astype(np.float64)) @ unit(kept["decode.pooled"].astype(np.float64)))
+        cosine = direction if name == "decode.pooled" else cosine
     return Report({stage: errors[stage] for stage in STAGES if stage in errors}, same / total if total else 1.0, cosine)
 
 
@@ -221,10 +269,11 @@ def verify(path: str | Path | None = None, *, threads: int = 0, stream: int | No
                               f"ps3 build {session.bundle.path} -o engine.plan --runtime onnx")
         kept = session.bundle.tensors(manifest["verify"]["file"])
         try:
+            check_reference(kept, manifest)
             picks, picture = {px: kept[f"picked_{px}"] for px in session.geometry["scales_px"][1:]}, frame_of(kept)
             report = replace(compare(kept, observe(session, picture, manifest["verify"]["prompt"], picks, most_in_a_run(manifest, "encode", "tokens"))), ran_on=ran_on(session))
-        except (KeyError, IndexError, InputError, OSError, Image.DecompressionBombError) as error:
-            raise BundleError(f"[verify] the reference values of {session.bundle.path} do not fit its model ({type(error).__name__}: {error}). Build the bundle again.") from error
+        except InputError as error:
+            raise BundleError(f"[verify] the reference values of {session.bundle.path} do not fit its model: {str(error).removeprefix('[verify] ').rstrip('.')}. Build the bundle again.") from error
         precision = precision_of(manifest)
         wrong = report.wrong(precision)
         if manifest["model"]["weights"] == "random":    # probabilities of random weights are nearly equal, so what is picked says nothing

@@ -15,7 +15,7 @@ from ps3_sdk.errors import BundleError, RuntimeFailedError
 from ps3_sdk.export.build_engine import build_engine
 from ps3_sdk.export.engine_options import EngineOptions
 from ps3_sdk.session import Session
-from ps3_sdk.verify import LIMITS, Report, compare, frame_of, observe, precision_of, sample, verify
+from ps3_sdk.verify import LIMITS, REFERENCE, VIEWS, Report, check_reference, compare, frame_of, observe, outputs_of, precision_of, sample, verify
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +63,108 @@ def test_bundles_without_reference_values_say_how_to_get_them(seeded):
         verify(seeded)
 
 
-def test_reference_values_that_do_not_fit_are_a_bad_bundle(plan, monkeypatch):
+@pytest.fixture
+def reference(plan, monkeypatch):
+    """The plan's reference values, to be changed: what is in this dict is what verify finds in the bundle."""
+    with Bundle.open(plan) as bundle:
+        kept = {name: array.copy() for name, array in bundle.tensors(REFERENCE).items()}
     tensors = Bundle.tensors
+    monkeypatch.setattr(Bundle, "tensors", lambda self, name: kept if name == REFERENCE else tensors(self, name))
+    return kept
 
-    def other(self, name):
-        found = tensors(self, name)
-        return {key: array for key, array in found.items() if key not in gone}
-    monkeypatch.setattr(Bundle, "tensors", other)
-    for gone in (("frame",), ("picked_756",), ("score.prob.at",), ("encode_low.tokens.largest",)):
-        with pytest.raises(BundleError, match="do not fit its model"):
-            verify(plan)
+
+def refused(plan, says):
+    with pytest.raises(BundleError, match=rf"\[verify\] the reference values of .*half.plan do not fit its model: .*{says}.* Build the bundle again."):
+        verify(plan)
+
+
+def test_reference_values_that_leave_something_out_are_a_bad_bundle(plan, reference):
+    """Also all of a stage, a network's or the whole but for frame and picks: nothing would be measured, and pass."""
+    whole = dict(reference)
+    for stage in ("frame", "picked_756", "picked_1512_2", "score.prob.at", "encode_low.tokens.largest", "score", "encode_prompt", "decode.pooled", "encode_high", "gather", "encode_low.key_0"):
+        for name in [name for name in whole if name.startswith(stage)]:
+            del reference[name]
+        refused(plan, "is missing")
+        reference |= whole
+    for name in [name for name in whole if name != "frame" and not name.startswith("picked_")]:
+        del reference[name]
+    refused(plan, "is missing")
+
+
+@pytest.mark.parametrize("name, value, says", [
+    ("score.prob", lambda array: np.full_like(array, np.nan), "every one finite"), ("decode.pooled", lambda array: np.where(array == array[0], np.inf, array), "every one finite"),
+    ("encode_high.tokens.largest", lambda array: np.array([np.inf, array[1]], np.float32), "every one finite"),
+    ("encode_high.tokens.largest", lambda array: np.array([array[0], np.nan], np.float32), "every one finite"),
+    ("score.prob.largest", lambda array: array[:1], "the largest value and how many"), ("score.prob.largest", lambda array: np.tile(array, 2), "the largest value and how many"),
+    ("score.prob.largest", lambda array: array[None], r"float32 \(1, 2\)"), ("score.prob.largest", lambda array: array * [1, 0], "largest is float64"),
+    ("score.prob.largest", lambda array: array * np.float32([1, -1]), "how many there are"),
+    ("score.prob.at", lambda array: array[:-1], "as many that ascend"), ("score.prob.at", lambda array: array[::-1], "as many that ascend"),
+    ("score.prob.at", lambda array: np.zeros_like(array), "as many that ascend"), ("score.prob.at", lambda array: array - 1, "as many that ascend"),
+    ("score.prob.at", lambda array: array.astype(np.float32), "one row of int32"), ("score.prob", lambda array: array.reshape(27, 27), r"float32 \(27, 27\)"),
+    ("score.prob", lambda array: array.astype(np.int32), "one row of float32"), ("score.prob", lambda array: array.view(np.uint16), "one row of float32"),
+    ("picked_756", lambda array: array[0], r"int32 \(\)"), ("picked_756", lambda array: array[None], "one row of int32"), ("picked_756", lambda array: array.astype(np.int64), "one row of int32"),
+    ("picked_756", lambda array: array[:0], "0 ids"), ("picked_756_1", lambda array: array[:-1], "that ascend are needed"), ("picked_756", lambda array: array[::-1], "that ascend are needed"),
+    ("picked_756_3", lambda array: array + 54 ** 2, "of 2916 patches"), ("picked_756", lambda array: array - 54 ** 2, "that ascend are needed"),
+    ("picked_756", lambda array: np.append(array[:-1], np.int32(-2 ** 31)), "that ascend are needed"),
+    ("frame", lambda array: array[:100], "frame is no picture"), ("frame", lambda array: array[None], "one row of uint8"), ("frame", lambda array: array[:0], "frame is no picture"),
+    ("frame", lambda array: np.frombuffer(b"GIF89a" + bytes(100), np.uint8), "frame is no picture"), ("score.heat", lambda _: np.zeros(3, np.float32), "score.heat is unknown"),
+    ("shadow", lambda _: np.zeros((), np.float32), "shadow is unknown")])
+def test_reference_values_that_do_not_fit_are_a_bad_bundle(plan, reference, name, value, says):
+    reference[name] = value(reference.get(name))
+    refused(plan, says)
+
+
+def test_too_small_a_sample_is_a_bad_bundle(plan, reference):
+    """Every value of a stage but the first few could be wrong."""
+    for part in ("", ".at"):
+        reference[f"encode_low.tokens{part}"] = reference[f"encode_low.tokens{part}"][:9]
+    refused(plan, "holds 9 values of .* 2048 at least")
+
+
+def test_a_sample_of_another_size_is_infinitely_off_and_json_says_null(plan, reference, capsys, tmp_path):
+    """Its cosine, too, which would be of other values."""
+    reference["decode.pooled.largest"][1] += 1
+    assert cli.main(["verify", str(plan), "--json", "-o", str(tmp_path / "r.json")]) == 1
+    out, err = capsys.readouterr()
+    strict = lambda text: json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    found = strict(out)
+    assert found == strict((tmp_path / "r.json").read_text()) and found["max_relative_error"]["decode"] is None and found["embedding_cosine"] is None and not found["passed"]
+    assert "decode is off by inf" in err and "decode is off by inf" in found["why"] and found["max_relative_error"]["score"] < 5e-3
+
+
+def test_a_largest_value_that_is_none_excuses_nothing(plan, reference):
+    reference["encode_high.tokens.largest"][0] = 3e38
+    reference["encode_high.tokens"] = reference["encode_high.tokens"] * np.float32(1.1)
+    with pytest.raises(RuntimeFailedError, match="encode_high is off by"):
+        verify(plan)
+
+
+def test_a_frame_of_one_pixel_is_measured_too(plan, reference):
+    """Its values are of another frame."""
+    reference["frame"] = sample({}, np.zeros((1, 1, 3), np.uint8))["frame"]
+    with pytest.raises(RuntimeFailedError, match="encode_low is off by"):
+        verify(plan)
+
+
+def test_every_output_that_networks_imply_is_one_that_is_observed(seeded, photo):
+    for path in (seeded, None):
+        with Session(path) as session:
+            found, g = observe(session, np.ascontiguousarray(photo[::8, ::8]), "a boat"), session.geometry
+            picked = {f"picked_{px}{view}" for px in g["scales_px"][1:] for view in VIEWS}
+            assert set(found) == {*outputs_of(session.bundle.manifest), *picked} and len(set(outputs_of(session.bundle.manifest))) == len(found) - len(picked)
+            check_reference(sample(found, photo[:9, :9]), session.bundle.manifest)
+
+
+def test_no_number_is_infinitely_off():
+    """Whichever of several outputs of a stage it is in: a maximum forgets it."""
+    observed = {"encode_low.tokens": np.ones((70, 64), np.float32), "encode_low.features": np.ones(9, np.float32), "decode.pooled": np.ones(64, np.float32)}
+    for name in observed:
+        kept = sample(observed, np.zeros((9, 7, 3), np.uint8))
+        kept[name] = np.full_like(kept[name], np.nan)
+        report = compare(kept, observed)
+        assert report.errors[name.split(".")[0]] == float("inf") and report.wrong("int4")
+        kept = sample({**observed, name: observed[name] * np.float32(np.nan)}, np.zeros((9, 7, 3), np.uint8))
+        assert compare(kept, observed).errors[name.split(".")[0]] == float("inf")
 
 
 def test_samples_find_a_single_wrong_stage_and_what_is_missing():
