@@ -259,7 +259,7 @@ def precision_of(manifest: dict) -> str:
 def verify(path: str | Path | None = None, *, threads: int = 0, stream: int | None = None, device: str | None = None) -> Report:
     """Run a bundle on this machine and hold every stage to the reference values inside. threads, stream, device: as in Session.
 
-    Returns the report. Raises BundleError: no reference values inside; RuntimeFailedError that names the stages which are off, with `report`
+    Returns the report. Raises BundleError: no reference values inside, or not those of its networks; RuntimeFailedError that names the stages which are off, with `report`
     as its attribute; and what opening a Session raises: no GPU, another GPU, another version of the runtime.
     """
     with Session(path, threads=threads, stream=stream, device=device) as session:
