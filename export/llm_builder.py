@@ -99,7 +99,7 @@ def _call(checkpoint: Path, place: Path, precision: str) -> None:
                      "-p", precision, "-e", PROVIDERS[precision], "-c", place / "cache", "--extra_options", *OPTIONS)
     said: deque[str] = deque(maxlen=40)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                               env={**os.environ, "HF_HUB_OFFLINE": "1"})
+                               env={**os.environ, "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"})
     try:
         for line in process.stdout:
             if line.strip():

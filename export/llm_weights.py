@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ps3_sdk.errors import ExportError
+from ps3_sdk.runtimes.ort import module
 from ps3_sdk.tensors import DTYPES
 
 from .weights import Checkpoint
@@ -95,6 +96,7 @@ def quantised(full: StoredTensor) -> tuple[StoredTensor, StoredTensor]:
 
 def quantise(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(in, out) f32 -> (out, blocks, 16) u8, two weights a byte, and (out, blocks) f32 scales: w is about (nibble - 8) * scale."""
+    module()
     from onnxruntime.capi._pybind_state import quantize_matmul_4bits    # what onnxruntime.quantization itself calls
     rows, cols = matrix.shape
     blocks = -(-rows // BLOCK)

@@ -83,7 +83,7 @@ def better(first: Answer, second: Answer, part_px: tuple[int, int, int, int]) ->
     given, other = (second, first) if is_better(first.confidence, second.confidence, second.found) else (first, second)
     sure = given.confidence if other.confidence is None or other.text != given.text else max(given.confidence, other.confidence)
     return replace(given, confidence=sure, timing=first.timing + second.timing, other=other,
-                   notes=given.notes + (f"looked again part of a patch further on, since the answer was {how_sure(first):.2f} sure",))
+                   notes=given.notes + (f"looked again part of a patch further on: the first answer was {how_sure(first):.2f} sure",))
 
 
 class Held:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -86,9 +86,12 @@ def _components(cells, cols) -> dict[int, list[int]]:
     return found
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Answer:
     """One question about one frame, answered.
+
+    It holds the frame it is about, whose memory is the caller's: what is drawn later is what lies there then. Pickled and copied it has none, and
+    without_frame() has none: keep such ones, a 4K frame is 25 MB.
 
     prompt: the text, "" for bottom-up | text: the language model's answer, or the best choice, None without either | confidence: in [0, 1], the model's
     probability of that text, or how probably it is right where the bundle is calibrated (language.confidence); of an answer that says that nothing was found, of there being one after all;
@@ -126,6 +129,25 @@ class Answer:
 
         draw.save(self, path, frame)
 
+    def without_frame(self) -> "Answer":
+        """The same answer, holding no frame. save_overlay() is given one then."""
+        return replace(self, frame=None, other=None if self.other is None else self.other.without_frame())
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "frame": None}
+
+    def __repr__(self) -> str:
+        sure = "" if self.confidence is None else f", confidence={self.confidence:.2f}"
+        return f"Answer({self.text!r}{sure}, found={self.found}, {len(self.regions)} regions, {sum(map(len, self.picked.values()))} patches, {self.timing.total_ms:.0f} ms)"
+
+    def said(self) -> str:
+        """Choices or text with how sure the model is of it, "" without either."""
+        if self.choices:
+            return ", ".join(choice_text(choice) for choice in self.choices[:3])
+        if self.text is None:
+            return ""
+        return self.text if self.confidence is None else f"{self.text} (confidence {self.confidence if self.found else 1 - self.confidence:.2f})"
+
     def to_dict(self) -> dict:
         """Plain dicts, lists, str, int and float, the keys in fixed order. Scale sizes become str keys, as JSON wants them."""
         return {
@@ -153,8 +175,8 @@ class Answer:
 
     def headline(self) -> str:
         """One line: what, where, how sure; and that the weights are random, when they are."""
-        what = self.text if self.text is not None else short(self.prompt, 60) or "most salient"
-        where = place(self.regions[0]) if self.regions else "no high-res patch was looked at"
+        what = (self.said() if not self.choices else self.text) or short(self.prompt, 60) or "most salient"
+        where = (place(self.regions[0]) if self.confidence is None else box_text(self.regions[0])) if self.regions else "no high-res patch was looked at"
         return f"{what}: {where}" + (" [random weights]" if self.is_random else "")
 
     @property
@@ -172,13 +194,11 @@ class Answer:
         picked = ", ".join(f"{len(ids)} at {px} px" for px, ids in self.picked.items()) or "none"
         stages = ", ".join(f"{name} {ms:.0f}" for name, ms in self.timing.stages_ms.items() if ms >= 0.5)
         lines = [f"prompt   {short(self.prompt, 100) or ('(none: by saliency)' if self.by_saliency else '(none)')}"]
-        if self.choices:
-            lines.append("answer   " + ", ".join(choice_text(choice) for choice in self.choices[:3]))
-        elif self.text is not None:
-            sure = "" if self.confidence is None else f" (confidence {self.confidence:.2f})" if self.found else f" (that it is there after all: {self.confidence:.2f})"
-            lines.append(f"answer   {self.text}{sure}")
+        if self.choices or self.text is not None:
+            lines.append(f"answer   {self.said()}")
         lines.append("where    " + ("; ".join(place(region) for region in self.regions[:3]) or "low-res only"))
-        lines.append(f"looked   {picked} of a {width}x{height} frame")
+        again = "" if self.other is None else f", and at {sum(map(len, self.other.picked.values()))} in {'the first' if self.part_px is not None else 'a second'} look"
+        lines.append(f"looked   {picked} of a {width}x{height} frame{again}")
         lines.append(f"took     {self.timing.total_ms:.0f} ms" + (f" ({stages})" if stages else ""))
         if self.notes:
             lines.append("note     " + "; ".join(self.notes))
@@ -191,13 +211,17 @@ def short(text: str, limit: int) -> str:
     return line if len(line) <= limit and len(text) <= limit * 4 else line[:limit - 3].rstrip() + "..."
 
 
-def place(region: Region) -> str:
+def box_text(region: Region) -> str:
     x0, y0, x1, y1 = region.box_px
-    return f"({x0}, {y0})-({x1}, {y1}) prob {region.prob:.2f}"
+    return f"({x0}, {y0})-({x1}, {y1})"
+
+
+def place(region: Region) -> str:
+    return f"{box_text(region)} prob {region.prob:.2f}"
 
 
 def choice_text(choice: Choice) -> str:
-    return f"{short(choice.text, 40)} {choice.similarity if choice.prob is None else choice.prob:.2f}"
+    return f"{short(choice.text, 40)} " + (f"cosine {choice.similarity:.3f}" if choice.prob is None else f"{choice.prob:.2f}")
 
 
 def _plain(value) -> float:

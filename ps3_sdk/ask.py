@@ -16,6 +16,8 @@ from .probability import calibrated
 from .prompt import Prompt
 
 SELECTIONS = ("top_down", "bottom_up")
+ENDED = {"cancelled": "the answer was cancelled", "max tokens": "the answer was cut at max_tokens", "context length": "the answer was cut where the language model's context ends",
+         "failed": "the language model failed before the answer ended"}
 BESIDE = ("rule", "smooth", "batch", "max_tokens", "sampling", "cancel")       # options that look_closely or the language model takes
 
 
@@ -115,7 +117,9 @@ def _ask_each(look, prompts: Sequence[str], *, tokens=None, looks=None, scales=N
 
 def _answered(asked: Sequence[Asked], budget, choices, *, rule=None, smooth=False, batch=1, max_tokens=None, sampling=None, cancel=None, on_text=None) -> list[list[Answer]]:
     """Per question an answer for each of its looks. Where a budget is several glances, those that found nothing look again, elsewhere."""
-    session = asked[0].seen[0].session
+    session, stop = asked[0].seen[0].session, cancelled(cancel)
+    if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
+        raise InputError(f"[decode] max_tokens is {max_tokens!r}; a whole number of at least 1 is needed.")
     if choices is not None:
         session.check_pooled(budget.num_patches)        # before anything is encoded
     glances = [budget] if smooth is not False else session.glances(budget, asked[0].query.anywhere)
@@ -124,7 +128,7 @@ def _answered(asked: Sequence[Asked], budget, choices, *, rule=None, smooth=Fals
     waiting, kept, looked = list(range(len(asked))), {}, {}
     for n, part in enumerate(glances):
         aims, timings = zip(*((Aim(look, asked[i].query, passed=n), timing) for i in waiting for look, timing in zip(asked[i].seen, asked[i].timings)))
-        encodings = iter(look_closely(aims, part, timings, rule=rule, smooth=smooth, batch=batch))
+        encodings = iter(look_closely(aims, replace(part, looks=[]) if stop() else part, timings, rule=rule, smooth=smooth, batch=batch))
         for i in waiting:
             own, each = [next(encodings) for _ in asked[i].seen], asked[i]
             looked.setdefault(i, []).append(own)
@@ -210,6 +214,8 @@ class Words(NamedTuple):
 def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sampling, cancel, on_text, more: bool) -> Words:
     """The language model's answer. What it read is kept: the next question shares the system text and the low-res rows. more: if it found nothing, this is not the last."""
     language, frames = seen[0].session.language, []
+    if cancelled(cancel)():     # before the language model reads, which takes longer than all else
+        return Words("", (ENDED["cancelled"],), None, language.spec.get("not_seen") is None, whole=False)
     for look, encoding in zip(seen, encodings):
         high = language.high_rows(encoding.high_tokens, encoding.picked, encoding.prob)
         high = high if len(high) else look.rows[:1]             # the public model's stand-in where no block is complete
@@ -230,7 +236,7 @@ def _words(seen, ids: list[int], encodings, read, query: Prompt, max_tokens, sam
     tell(stream.finish())
     text, notes = stream.text.strip(), tuple(generation.notes)
     if generation.stopped != "stop id":
-        notes += (f"the answer ended by {generation.stopped}",)
+        notes += (ENDED.get(generation.stopped, f"the answer ended: {generation.stopped}"),)
     elif not text:
         notes += ("the answer is empty: the model ended it before a word",)
     logprob, whole, not_seen = getattr(generation, "logprob", None), generation.stopped == "stop id", language.spec.get("not_seen")   # a user's own language model may have none

@@ -4,7 +4,7 @@ import os
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
-from .answer import choice_text, short
+from .answer import short
 from .atomic import check_place, replaced
 from .errors import InputError
 from .frame import Frame
@@ -167,8 +167,8 @@ def _with_caption(picture, answer, grids, unit):
     margin, step = body, round(body * 1.55)
     room = width - 2 * margin
     rows = [(large, TEXT, [(None, f'"{short(answer.prompt, 300)}"' if answer.prompt.strip() else "no prompt" + ": by saliency" * answer.by_saliency)])]
-    if answer.choices:
-        rows.append((large, WARNING, [(None, "   ".join(choice_text(choice) for choice in answer.choices[:4]))]))
+    if said := answer.said():
+        rows.append((large, WARNING, [(None, said)]))
     looked = [(SCALE_COLOURS[i % len(SCALE_COLOURS)], f"{px} px  {int(mask.sum())}") for i, (px, mask) in enumerate(grids.items())]
     looked.append((None, f"{sum(int(mask.sum()) for mask in grids.values())} patches"))
     looked.append((None, f"{answer.timing.total_ms:.0f} ms"))

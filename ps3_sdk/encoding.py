@@ -74,6 +74,8 @@ def look_closely(aims: Sequence[Aim], budget: Budget, timings: Sequence[Timing],
     check_batch(batch)
     if not isinstance(smooth, bool):
         raise InputError(f"[select] smooth is {smooth!r}; True or False is needed.")
+    for aim in aims if smooth else ():
+        aim.look.session.check_smooth(aim.query.anywhere)
     found: list[Encoding] = []
     for start in range(0, len(aims), batch):
         found += _together(aims[start:start + batch], budget, timings[start:start + batch], rule, smooth)

@@ -8,6 +8,9 @@ from . import _core, picture
 from .errors import InputError
 
 FORMATS = ("RGB", "BGR", "RGBA", "BGRA", "GRAY", "NV12", "YUYV")
+CONVERTED = {"NV21": "NV12", "I420": "NV12", "YV12": "NV12", "UYVY": "YUYV"}       # what cameras give, too -> what it becomes
+CAMERA_SIZES = {(480, 640), (480, 848), (600, 800), (720, 1280), (800, 1280), (960, 1280), (1080, 1920), (1200, 1600), (1200, 1920), (1440, 2560), (1520, 2688), (1536, 2048), (1944, 2592),
+                (2160, 3840), (2160, 4096), (3000, 4000), (3040, 4032), (4320, 7680)}       # of which a flat array is rather NV12 than grey
 MATRICES = ("bt601", "bt709")
 MAX_SIDE_PX = 65535
 MAX_BYTES = 2**31
@@ -44,12 +47,13 @@ class Frame:
                 uint8 array (h, w, 3) RGB, or BGR if format says so; (h, w, 4) RGBA or BGRA, alpha ignored; (h, w) or (h, w, 1) GRAY;
                 NV12 as one (h*3/2, w) array with format="NV12", or the planes (Y (h, w), UV (h/2, w) or (h/2, w/2, 2));
                 YUYV as (h, w, 2) or (h, 2w) with format="YUYV". Rows may be strided (camera pitch, crops); pixels are packed.
+                NV21, I420 and YV12 as one (h*3/2, w) array, UYVY as YUYV, in host memory: they become NV12, whose colours are copied, and YUYV, a copy;
                 any object with __dlpack__ in host memory, of the same shapes (a torch tensor, say); with CUDA kernels also on a
                 GPU, or any with __cuda_array_interface__: read in place by gather() of _core.Cuda;
-                a path, or the bytes of a picture file. Its EXIF orientation is applied;
+                a path, an open file, or the bytes of a picture file. Its EXIF orientation is applied;
                 a PIL image, taken as it stands: L, RGB, RGBA as they are, other modes converted to RGB;
                 a Frame, returned as it is.
-            format: one of FORMATS, any case; None: by the shape, as above.
+            format: one of FORMATS or CONVERTED, any case; None: by the shape, as above.
             matrix, full_range: how NV12 and YUYV become RGB: "bt601" or "bt709"; luma 16..235, or 0..255 if full_range.
         Raises:
             InputError: wrong type, dtype, rank, layout, size, format; missing, damaged or oversized picture.
@@ -61,6 +65,8 @@ class Frame:
             _same_format(format, data.format, "a Frame")
             return data
         array, source = None, None
+        if callable(getattr(data, "read", None)) and not hasattr(data, "__array_interface__"):
+            data = picture.read_open(data)
         if isinstance(data, (str, os.PathLike)):
             data, source = picture.decode_file(data)
         elif isinstance(data, (bytes, bytearray)) or isinstance(data, memoryview) and data.ndim == 1:
@@ -76,7 +82,10 @@ class Frame:
             return cls._of_planes(data, format, matrix, bool(full_range))
         array = _host_array(data) if array is None else array
         _check_array(array, "array")
-        format, height, width, planes = _layout(array, format)
+        if format in CONVERTED:
+            format, height, width, planes = _converted(array, format)
+        else:
+            format, height, width, planes = _layout(array, format)
         source = source or f"array {array.shape}"
         return cls._checked(planes, height, width, format, source, matrix, bool(full_range))
 
@@ -157,8 +166,8 @@ def _known_format(format):
     if format is None:
         return None
     name = format.upper() if isinstance(format, str) else format
-    if name not in FORMATS:
-        raise InputError(f"[frame] got format={format!r}; known are {', '.join(FORMATS)}. OpenCV's arrays are BGR.")
+    if name not in FORMATS and name not in CONVERTED:
+        raise InputError(f"[frame] got format={format!r}; known are {', '.join([*FORMATS, *CONVERTED])}. OpenCV's arrays are BGR; YUY2 is YUYV, IYUV is I420.")
     return name
 
 
@@ -169,6 +178,8 @@ def _same_format(asked, carried, what):
 
 def _host_array(data):
     """The numpy array that shares the memory of `data`."""
+    if isinstance(data, np.ma.MaskedArray):
+        raise InputError("[frame] the array is masked, and a mask has no meaning here. Pass array.filled(0), or array.data.")
     if isinstance(data, np.ndarray):
         return data
     if isinstance(data, memoryview):
@@ -186,7 +197,7 @@ def _host_array(data):
         raise InputError(f"[frame] the tensor is on {_DEVICES.get(device, f'device type {device}')} device {index}; frames are read in host "
                          "memory. Pass tensor.cpu() (or cupy.asnumpy(array)).")
     raise InputError(f"[frame] got {type(data).__name__}; a frame is a uint8 array, a tensor with DLPack, a PIL image, a path, or the bytes "
-                     "of a picture file. Convert it with numpy.asarray(...).")
+                     "of a picture file. Pass one of these.")
 
 
 class _Address:
@@ -216,8 +227,9 @@ def _of_device(plane):
 def _check_array(array, what):
     """uint8, something in it, and rows of packed pixels that run forward."""
     if array.dtype != np.uint8:
-        fix = ("Values 0..1: (array * 255).round().astype(numpy.uint8)." if array.dtype.kind == "f" else
-               "16 bits: (array >> 8).astype(numpy.uint8)." if array.dtype == np.uint16 else "Convert with .astype(numpy.uint8).")
+        fix = ("Values 0..1: (array * 255).round().astype(numpy.uint8); values 0..255: array.round().astype(numpy.uint8)." if array.dtype.kind == "f" else
+               "16 bits: (array >> 8).astype(numpy.uint8); of a camera of 12 bits >> 4." if array.dtype == np.uint16 else
+               "array.astype(numpy.uint8) * 255 makes it black and white." if array.dtype == bool else "Convert with .astype(numpy.uint8), if its values are 0..255.")
         raise InputError(f"[frame] the {what} is {array.dtype}; pixels are uint8, 0..255. {fix}")
     if array.ndim not in (2, 3):
         fix = "Pass one frame at a time: array[0]." if array.ndim == 4 else "Reshape it."
@@ -234,6 +246,9 @@ def _layout(array, format):
     if array.ndim == 2:
         found = format or "GRAY"
         rows, columns = array.shape
+        if format is None and rows % 3 == 0 and (rows // 3 * 2, columns) in CAMERA_SIZES:
+            raise InputError(f"[frame] got shape {shape} without a format: NV12 of {rows // 3 * 2} x {columns} pixels, or grey of {rows} x {columns}. Pass format=\"NV12\" (or NV21, I420, "
+                             "YV12), or format=\"GRAY\".")
         if found == "GRAY":
             return found, rows, columns, [_packed(array)]
         if found == "YUYV" and columns % 4 == 0:
@@ -249,6 +264,28 @@ def _layout(array, format):
         if _CHANNELS.get(found) == shape[2]:
             return found, shape[0], shape[1], [_packed(array)]
     raise InputError(f"[frame] got shape {shape} with format={format}; {_needed(shape, format)}")
+
+
+def _converted(array, format):
+    """As _layout, of a format that the core does not read: colours, or all, are copied into one that it does."""
+    if _of_device(array) is not array:
+        raise InputError(f"[frame] got {format} on a GPU; there {CONVERTED[format]} is read in place. Convert it there, or pass it in host memory.")
+    shape = array.shape
+    if format == "UYVY":
+        if not (array.ndim == 3 and shape[2] == 2 and shape[1] % 2 == 0 or array.ndim == 2 and shape[1] % 4 == 0):
+            raise InputError(f"[frame] got shape {shape} with format={format}; UYVY is (h, w, 2) or (h, 2w), w even. Crop to an even width.")
+        pairs = array.reshape(shape[0], -1, 2)
+        return _layout(np.ascontiguousarray(pairs[:, :, ::-1]), "YUYV")
+    if array.ndim != 2 or shape[0] % 3 or shape[1] % 2:
+        raise InputError(f"[frame] got shape {shape} with format={format}; {format} is one (h*3/2, w) array with h and w even. Crop to even sizes.")
+    height, width = shape[0] // 3 * 2, shape[1]
+    luma, rest = array[:height], np.ascontiguousarray(array[height:])
+    if format == "NV21":
+        colours = rest.reshape(height // 2, width // 2, 2)[:, :, ::-1]
+    else:
+        first, second = rest.reshape(2, height // 2, width // 2)
+        colours = np.stack((first, second) if format == "I420" else (second, first), axis=-1)
+    return "NV12", height, width, [_packed(luma), np.ascontiguousarray(colours).reshape(height // 2, width)]
 
 
 def _needed(shape, format):

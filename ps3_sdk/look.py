@@ -12,7 +12,7 @@ from .frame import Frame
 from .similarity import Similarity, compare_regions
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Look:
     """One frame seen once at low resolution. Made by Session.look; ask it as many questions as you like.
 
@@ -30,8 +30,11 @@ class Look:
     placed: Frame | None = field(default=None, repr=False)     # the frame in the GPU's memory, where patches are cut there
     name: object = field(default_factory=object, repr=False)   # of its rows in what a language model has read: were it the look, its memory would hold itself
 
+    def __repr__(self) -> str:
+        return f"Look({self.frame!r}, {self.timing.total_ms:.0f} ms)"
+
     def ask(self, prompt: str = "", **options) -> Answer:
-        """Answer one question about this frame; arguments as in Session.ask. The low-res pass is not repeated."""
+        """Answer one question about this frame; arguments as in Session.ask. The low-res pass is not repeated, but a second look (look_again) has one of its own; its time is in every answer's."""
         return ask_together([self], prompt, **options)[0]
 
     def ask_many(self, prompts: list[str], *, batch: int = 1, **options) -> list[Answer]:

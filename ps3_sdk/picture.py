@@ -61,6 +61,17 @@ def decode_bytes(data):
     return decode(io.BytesIO(data), source), source
 
 
+def read_open(file) -> bytes:
+    """What an open binary file holds from where it stands."""
+    try:
+        data = file.read()
+    except (OSError, ValueError) as error:
+        raise InputError(f"[frame] the open {type(file).__name__} cannot be read: {error}; a frame is a picture file, opened to be read. Open it with \"rb\".") from error
+    if not isinstance(data, (bytes, bytearray)):
+        raise InputError(f"[frame] the open {type(file).__name__} gave {type(data).__name__}; bytes of a picture file are needed. Open it with \"rb\".")
+    return data
+
+
 def decode(file, source, taken=upright):
     """Decode one picture from a binary file object; the first frame when it is animated. taken: what of the open PIL image."""
     Image.init()

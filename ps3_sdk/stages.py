@@ -100,6 +100,12 @@ class Stages:
         places = self.geometry["scales_px"][0] // self.patch_px
         return budget.parts(self._sizes, plan, spec["num_tokens"], most=(-(-places // (2 * spec["look_around"] + 1))) ** 2)
 
+    def check_smooth(self, anywhere: bool) -> None:
+        """Raises InputError: the model looks around one place, which a smoothed map has not."""
+        if not anywhere and self.language is not None and self.language.spec.get("look_around") is not None:
+            raise InputError(f"[select] smooth is True; {self.bundle.path} looks around the most probable place, and averaged over areas no place is the most probable one. Leave smooth "
+                             "out, or pass selection=\"top_down\" to look at whole areas.")
+
     def select(self, prob: np.ndarray, scale_px: int, count: int, taken: np.ndarray, r: int = 1) -> np.ndarray:
         """The `count` best free patches of a scale as ascending int32 ids; ties go to the lower id; marks them taken. r > 1: whole r x r blocks."""
         n = scale_px // self.patch_px

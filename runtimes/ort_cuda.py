@@ -26,7 +26,7 @@ CODE = re.compile(r"CUDA failure (\d+)")
 def load(bundle, name: str, threads: int = 0, keep: bool = True, stream: int | None = None, stays: Sequence[str] = ()) -> "OrtCudaNetwork":
     """See base. stream: a CUDA stream's handle to run on, default ONNX Runtime's own | stays: outputs to leave on the GPU beside keys and values."""
     try:
-        import onnxruntime
+        onnxruntime = ort.module()
     except ImportError as error:
         raise RuntimeMissingError("[ort_cuda] ONNX Runtime is not installed; its build for GPUs is needed. pip install onnxruntime-gpu") from error
     if PROVIDER not in onnxruntime.get_available_providers():

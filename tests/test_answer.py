@@ -134,7 +134,7 @@ def test_text_is_a_short_summary_that_ends_with_the_notes():
     assert len(bare) == 4 and bare[0].endswith("(none)") and "low-res only" in bare[1]
     assert "(none: by saliency)" in str(answer(prompt="", notes=("empty prompt: patches are picked bottom-up, by saliency",))).splitlines()[0]
     missing = replace(answer(choices=False), text="not visible", confidence=0.02, found=False)
-    assert "answer   not visible (that it is there after all: 0.02)" in str(missing)
+    assert "answer   not visible (confidence 0.98)" in str(missing)
 
 
 def test_the_headline_says_what_where_and_that_weights_are_random():
@@ -242,3 +242,38 @@ def test_a_missing_or_different_frame_is_refused(tmp_path):
         answer().save_overlay(tmp_path / "seen.png", np.zeros((10, 20, 3), np.uint8))
     with pytest.raises(InputError, match="float64"):
         answer().save_overlay(tmp_path / "seen.png", np.zeros((480, 640, 3)))
+
+
+# -- kept and sent elsewhere ------------------------------------------------------------------------------------------
+
+def test_an_answer_is_pickled_without_its_frame_and_drawn_on_one_that_is_given(tmp_path):
+    import copy
+    import pickle
+    whole = answer(choices=False)
+    whole = replace(whole, text="EXIT", confidence=0.97, other=replace(whole, text="EXIL", confidence=0.4))
+    for kept in (pickle.loads(pickle.dumps(whole)), copy.deepcopy(whole), whole.without_frame()):
+        assert kept.frame is None and kept.other.frame is None and kept.to_dict() == whole.to_dict()
+        with pytest.raises(InputError, match="kept no frame"):
+            kept.save_overlay(tmp_path / "a.png")
+        kept.save_overlay(tmp_path / "a.png", np.zeros((480, 640, 3), np.uint8))
+    assert whole.frame is not None and len(pickle.dumps(whole)) < 50_000
+
+
+def test_a_repr_is_one_line_and_what_is_said_is_said_with_how_sure_it_is():
+    read = replace(answer(choices=False), text="EXIT", confidence=0.97)
+    assert repr(read) == f"Answer('EXIT', confidence=0.97, found=True, {len(read.regions)} regions, 6 patches, {read.timing.total_ms:.0f} ms)"
+    assert read.said() == "EXIT (confidence 0.97)" and read.headline().startswith("EXIT (confidence 0.97): (") and "prob" not in read.headline()
+    assert replace(read, text="not visible", found=False, confidence=0.02).said() == "not visible (confidence 0.98)"
+    assert answer().said() == "exit 0.90, way out 0.40" and replace(read, confidence=None).said() == "EXIT" and answer(choices=False).said() == ""
+    assert replace(answer(), choices=[Choice("exit", 0.2414)]).said() == "exit cosine 0.241"
+
+
+def test_patches_of_both_looks_are_told():
+    first = replace(answer(choices=False), text="EXIT", confidence=0.4)
+    assert "and at 6 in a second look" in str(replace(first, other=first)) and "and at 6 in the first look" in str(replace(first, other=first, part_px=(0, 0, 630, 470)))
+
+
+def test_the_overlay_tells_the_answer():
+    read = replace(answer(choices=False), text="EXIT", confidence=0.97)
+    without = replace(read, text=None, confidence=None)
+    assert draw.overlay(read).height > draw.overlay(without).height

@@ -88,15 +88,15 @@ def test_where_no_glance_finds_it_that_is_said_and_how_sure_the_least_sure_one_i
 
 def test_a_cancelled_glance_leaves_the_answer_before_it(look, monkeypatch):
     """A deadline that passes while it looks elsewhere makes nothing found of what was not."""
-    seen = scripted(monkeypatch, NO, ask.Words("", ("the answer ended by cancelled",), None, False, whole=False), ask.Words("X", (), 0.9, True))
+    seen = scripted(monkeypatch, NO, ask.Words("", ("the answer was cancelled",), None, False, whole=False), ask.Words("X", (), 0.9, True))
     answer = look.ask(THERE, tokens=3 * GLANCE)
-    assert (answer.text, answer.found, answer.confidence) == ("not visible", False, 0.1) and len(seen) == 2 and "the answer ended by cancelled" in answer.notes
+    assert (answer.text, answer.found, answer.confidence) == ("not visible", False, 0.1) and len(seen) == 2 and "the answer was cancelled" in answer.notes
 
 
 @pytest.mark.parametrize("prompt", [THERE, ABSENT])
 def test_what_is_cut_before_it_says_anything_is_not_found(look, prompt):
     cut = look.ask(prompt, cancel=lambda: True)
-    assert (cut.text, cut.found, cut.confidence) == ("", False, None) and "the answer ended by cancelled" in cut.notes
+    assert (cut.text, cut.found, cut.confidence) == ("", False, None) and "the answer was cancelled" in cut.notes
     one = look.ask(prompt, max_tokens=1)
     assert one.found == (prompt == THERE) and one.confidence is None
 
@@ -146,7 +146,7 @@ def test_many_questions_are_answered_as_each_alone(look):
 
 
 def test_anywhere_and_smooth_are_one_glance_as_encode_is(look, session):
-    for options in (dict(selection="top_down"), dict(selection="bottom_up"), dict(smooth=True)):
+    for options in (dict(selection="top_down"), dict(selection="bottom_up"), dict(selection="top_down", smooth=True)):
         answer, encoding = look.ask(ABSENT, tokens=2000, **options), look.encode(ABSENT, tokens=2000, **options)
         assert all(np.array_equal(ids, encoding.picked[px]) for px, ids in answer.picked.items())
         assert not any("places" in note for note in answer.notes)
@@ -196,3 +196,24 @@ def test_an_option_that_there_is_none_of_is_named_as_one_of_ask(look):
     for way in (lambda: look.ask(THERE, budget=3), lambda: look.ask_many([THERE], on_text=print), lambda: look.session.ask_frames([look], THERE, budget=3)):
         with pytest.raises(TypeError, match=r"^ask\(\) got an unexpected keyword argument '(budget|on_text)'"):
             way()
+
+
+def test_what_is_cancelled_before_it_begins_encodes_nothing_and_reads_nothing(look, session, monkeypatch):
+    event = __import__("threading").Event()
+    event.set()
+    monkeypatch.setattr(session.language, "answer", lambda *_, **__: pytest.fail("the language model was run"))
+    answer = look.ask(THERE, cancel=event)
+    assert not sum(map(len, answer.picked.values())) and answer.text == "" and "the answer was cancelled" in answer.notes
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 2.0])
+def test_an_answer_of_no_token_is_refused_before_anything_is_encoded(look, session, monkeypatch, wrong):
+    monkeypatch.setattr(session, "encode_high_many", lambda *_, **__: pytest.fail("patches were encoded"))
+    with pytest.raises(ps3_sdk.InputError, match="max_tokens is .*; a whole number of at least 1"):
+        look.ask(THERE, max_tokens=wrong)
+
+
+def test_smoothing_is_refused_where_one_place_is_looked_around(look):
+    for ask in (look.ask, look.encode):
+        with pytest.raises(ps3_sdk.InputError, match='smooth is True; .* looks around the most probable place.*selection="top_down"'):
+            ask(THERE, smooth=True)

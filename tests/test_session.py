@@ -1,10 +1,12 @@
 """What Session promises: the answer's parts, reuse of a look, budgets, and clear refusals of bad input."""
+import os
 import threading
 
 import numpy as np
 import pytest
 
 import ps3_sdk
+from conftest import ROOT
 from ps3_sdk import _core, errors
 
 HIGH = {756: 54, 1512: 108, 3780: 270}
@@ -281,3 +283,13 @@ def test_a_networks_threads_do_not_keep_the_cores_from_the_next_network(seeded, 
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda model, options, **more: opened.append(options) or make(model, options, **more))
     with ps3_sdk.Session(seeded):
         assert opened and all(options.get_session_config_entry("session.intra_op.allow_spinning") == "0" for options in opened)
+
+
+def test_onnx_runtimes_telemetry_is_off(tmp_path):
+    """It keeps a device's id and a queue in the user's cache."""
+    import subprocess
+    import sys
+    ask = f"import ps3_sdk; ps3_sdk.Session().ask({str(ROOT / 'examples' / 'frames' / 'panel_4k.jpg')!r}, 'x', tokens=0)"
+    clean = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", ask], env={**clean, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}, cwd=tmp_path, check=True)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
