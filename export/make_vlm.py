@@ -136,7 +136,7 @@ def _manifest(model: VilaHd, llm, graphs, name: str, commit: str | None) -> dict
             "before": chat.template.before, "after": chat.template.after, "trim": chat.template.trim, "image_id": chat.image_id,
             "newline_ids": list(chat.newline_ids), "prompt_end_ids": list(chat.prompt_end_ids), "stop_ids": sorted(chat.stop_ids), "downsample": config.downsample,
             "num_looks": config.looks.num_looks, "num_tokens": config.looks.num_tokens,
-            **({"not_seen": config.not_seen} if config.not_seen else {}), **({"look_around": config.looks.around} if config.looks.around else {}),
+            **({"not_seen": config.not_seen} if config.not_seen else {}), **({"lower_case": True} if config.lower_case else {}), **({"look_around": config.looks.around} if config.looks.around else {}),
             **({"confidence": config.confidence} if config.confidence else {})},
         "networks": {graph.name: network_entry(graph) for graph in (*graphs, llm)},
         "parity": {}, "tools": tools("torch", "onnx", "onnxruntime", "onnxruntime-genai"), "members": {},

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from . import __version__
 from .atomic import check_place, replaced
 from .errors import InputError, Ps3Error, RuntimeMissingError
 
@@ -22,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")       # a prompt may hold what the terminal has no character for
     try:
-        return options.run(options) or 0
+        status = options.run(options) or 0
+        sys.stdout.flush()
+        return status
     except Ps3Error as error:
         print(f"ps3: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -30,12 +34,29 @@ def main(arguments: list[str] | None = None) -> int:
         print("ps3: interrupted; nothing half-written was left behind", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:         # `ps3 info | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        return _no_more()
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        print("ps3: what it says cannot be written to where its output goes: no space left. Free some, or send it elsewhere.", file=sys.stderr)
+        return _no_more()
+
+
+def _no_more() -> int:
+    """Nothing can be written to standard output; what is left in its buffer goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_FAILED
+
+
+def _plan(word: str) -> str:
+    """A bundle's path; the word default is the embedded one's."""
+    from .session import DEFAULT_BUNDLE
+    return str(DEFAULT_BUNDLE) if word == "default" else word
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ps3", description="See detail in 4K frames: one low-res look, then only the patches a prompt needs.")
+    parser.add_argument("--version", action="version", version=f"ps3_sdk {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run, text: str) -> argparse.ArgumentParser:
@@ -44,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def bundle_and_threads(sub) -> None:
-        sub.add_argument("--bundle", metavar="PLAN", help="engine.plan to use (default: the embedded one)")
+        sub.add_argument("--bundle", metavar="PLAN", type=_plan, help="engine.plan to use (default: the embedded one)")
         sub.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
         sub.add_argument("--device", choices=("cpu", "cuda"), help="where ONNX bundles run (default: cpu; cuda needs onnxruntime-gpu in place of onnxruntime)")
 
@@ -66,11 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     amount.add_argument("--looks", type=int, metavar="N", help="full looks of the model, in place of --tokens")
     amount.add_argument("--tokens", type=int, metavar="N", help="high-res patches to encode (default: what the bundle says, see ps3 info; of encoders one look); of a bundle that looks in one place, twice that and more are spent in further places until something is found")
     selection(ask)
-    ask.add_argument("--choices", nargs="+", metavar="TEXT", help="rank these answers")
+    ask.add_argument("--choices", nargs="+", metavar="TEXT", help="rank these answers; after FRAME and PROMPT")
     ask.add_argument("--look-again", type=float, metavar="P", help="look at the frame again where the answer is less sure than this, 0: never (default: what the bundle says)")
     ask.add_argument("--max-tokens", type=int, metavar="N", help="of the answer in words, for bundles with a language model")
     ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
-    ask.add_argument("--overlay", metavar="PICTURE", help="draw what was looked at on the frame, .jpg or .png")
+    ask.add_argument("--overlay", metavar="PICTURE", help="draw what was looked at on the frame: .jpg .png .webp .bmp .tif")
 
     encode = command("encode", _encode, "write PS3's tokens, probability maps and picked patches to an .npz")
     frame(encode)
@@ -92,21 +113,21 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="int8: a quarter of the size, faster on CPUs, less exact")
     export.add_argument("--llm-precision", choices=("fp32", "fp16", "int4"), default="fp32", help="of a VILA-HD checkpoint's language model")
     export.add_argument("--work-dir", metavar="FOLDER", help="of a VILA-HD export: what is finished here is used again after an interruption")
-    export.add_argument("--check-frame", metavar="FRAME", help="picture to measure the bundle's error on, of the kind it will see (default: a drawn one)")
-    export.add_argument("--tokenizer", metavar="JSON", help="tokenizer.json to use when the checkpoint has none")
+    export.add_argument("--check-frame", metavar="FRAME", help="of a PS3 encoder: picture to measure the bundle's error on, of the kind it will see (default: a drawn one)")
+    export.add_argument("--tokenizer", metavar="JSON", help="of a PS3 encoder: tokenizer.json to use when the checkpoint has none")
 
     from .export import engine_options
     engine_options.add_arguments(command("build", _build, "build engines for TensorRT or TensorRT-RTX, or ONNX with reference values, from a bundle or checkpoint"))
 
     verify = command("verify", _verify, "hold a bundle to the reference values inside, on this machine")
-    verify.add_argument("bundle", metavar="PLAN")
+    verify.add_argument("bundle", metavar="PLAN", type=_plan, help="or the word default for the embedded one")
     verify.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
     verify.add_argument("--device", choices=("cpu", "cuda"), help="where ONNX bundles run (default: cpu)")
     verify.add_argument("--json", action="store_true", help="print the result as JSON; the error of a stage is null where it is infinitely off")
     verify.add_argument("-o", "--output", metavar="JSON", help="write the result there too")
 
     info = command("info", _info, "print a bundle's data sheet")
-    info.add_argument("bundle", nargs="?", metavar="PLAN", help="default: the embedded bundle")
+    info.add_argument("bundle", nargs="?", metavar="PLAN", type=_plan, default="default", help="default: the embedded bundle")
     info.add_argument("--json", action="store_true", help="print the manifest itself")
 
     bench = command("bench", _bench, "time every stage on this machine")
@@ -170,6 +191,8 @@ def _encode(options) -> None:
         except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise InputError(f"[encode] {options.prompt_embedding} cannot be read as a vector: {error}. Write it with numpy.save, float32.") from error
     check_place(options.output, "encode")
+    if Path(options.output).suffix != ".npz":
+        raise InputError(f"[encode] {options.output} is to hold several arrays; a name that ends in .npz is needed. Name it so.")
     with _session(options) as session:
         encoding = session.encode(_frame(options), options.prompt, prompt_embedding=embedding, tokens=options.tokens,
                                   looks="all" if options.all else options.looks, **_selection(options))
@@ -241,8 +264,7 @@ def _verify(options) -> int:
 
 def _info(options) -> None:
     from .bundle import Bundle, describe
-    from .session import DEFAULT_BUNDLE
-    with Bundle.open(options.bundle or DEFAULT_BUNDLE) as bundle:
+    with Bundle.open(options.bundle) as bundle:
         print(json.dumps(bundle.manifest, indent=2, allow_nan=False) if options.json else describe(bundle))
 
 

@@ -93,6 +93,8 @@ def int8_caution(manifest: dict) -> str | None:
     error = f"int8 is off by {max(entry['max_relative_error'] for entry in entries):.1e} of the largest value" if entries else "the error of int8 was not measured"
     if manifest["model"]["weights"] == "random":
         return f"{error} on these random weights; that says nothing about trained ones"
+    if manifest.get("language"):
+        return f"{error}, {entries[0]['inputs']}: what that does to answers is for ps3 eval to say" if entries else error
     if not any(ON_A_FRAME in entry["inputs"] for entry in entries):
         return f"{error} on a drawn picture; to know it on what you will look at, export with --check-frame FRAME"
     return None

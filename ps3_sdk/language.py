@@ -82,7 +82,8 @@ class Language:
 
     def message(self, parts: Sequence[object]) -> str:
         """Strings and frames (anything else) joined by nothing; control words for frames are deleted from strings."""
-        text = "".join(_clean(_checked(part)) if isinstance(part, str) else IMAGE for part in parts)
+        read = str.lower if self.spec.get("lower_case") else str
+        text = "".join(_clean(read(_checked(part))) if isinstance(part, str) else IMAGE for part in parts)
         num_frames = sum(not isinstance(part, str) for part in parts)
         if text.count(IMAGE) != num_frames or VIDEO in text:
             raise InputError(f"[encode_prompt] two texts together read {IMAGE} or {VIDEO}; only frames may. Pass the text as one part.")

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+import ps3_sdk
 from conftest import ROOT
 from ps3_sdk import cli
 
@@ -152,3 +153,34 @@ def test_the_build_for_gpus_is_onnx_runtime_too(monkeypatch):
 def test_a_closed_pipe_is_no_traceback(tmp_path):
     result = subprocess.run(f"{sys.executable} -m ps3_sdk info --json | head -1", shell=True, capture_output=True, text=True, cwd=tmp_path)
     assert "Traceback" not in result.stderr
+
+
+def test_the_version_and_the_word_default(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out.strip() == f"ps3_sdk {ps3_sdk.__version__}"
+    assert cli.main(["info", "default"]) == 0
+    sheet = capsys.readouterr().out
+    assert cli.main(["info"]) == 0 and capsys.readouterr().out == sheet and "ps3-nano" in sheet
+    assert cli.main(["verify", "default"]) == 1 and "holds no reference values" in capsys.readouterr().err
+
+
+def test_arrays_are_named_npz(capsys, seeded, photo_path, tmp_path):
+    assert cli.main(["encode", str(photo_path), "--bundle", str(seeded), "-o", str(tmp_path / "e.npy")]) == 1
+    assert "a name that ends in .npz is needed" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_output_to_a_full_disk_is_no_traceback(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "ps3_sdk", "info"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and "no space left" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_said_of_int8_can_be_done():
+    from ps3_sdk.datasheet import int8_caution
+    measured = {"encode_low": {"max_relative_error": 0.07, "against": "torch", "inputs": "729 random patches"}}
+    encoder = {"networks": {"encode": {"precision": "int8"}}, "parity": measured, "model": {"weights": "trained"}}
+    assert "export with --check-frame FRAME" in int8_caution(encoder)
+    words = int8_caution({**encoder, "language": {"width": 8}})
+    assert "7.0e-02" in words and "729 random patches" in words and "--check-frame" not in words, "which is refused for those"

@@ -29,6 +29,19 @@ def test_it_is_small_trained_and_free_to_use():
         assert language["look_around"] == 1 and language["confidence"] == json.loads((ROOT / "training/model/confidence.json").read_text("utf-8"))
 
 
+def test_capitals_in_a_question_change_nothing(opened):
+    """All that it learnt from is in lower case."""
+    question, look = QUESTIONS[0]["prompt"], opened.look(FRAMES / "panel_4k.jpg")
+    said = [look.ask(text) for text in (question, question.upper(), question.title())]
+    assert len({(answer.text, answer.confidence) for answer in said}) == 1 and said[1].prompt == question.upper()
+    pytest.importorskip("torch", reason="needs ps3_sdk[vlm]")
+    from ps3_sdk.export.reference.vila.chat import Chat
+    from ps3_sdk.export.reference.vila.config import VilaConfig
+    config = VilaConfig.read(ROOT / "training" / "model")
+    chat = Chat(config.folders["llm"], config.chat_template, config.lower_case)
+    assert chat.ids(chat.message([look, question.upper()])) == opened.language.ids([look, question.upper()])
+
+
 def test_its_certificate_covers_every_network():
     with Bundle.open(DEFAULT_BUNDLE) as bundle:
         parity = bundle.manifest["parity"]

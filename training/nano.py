@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ps3_sdk.atomic import replaced
 from ps3_sdk.errors import InputError
 from ps3_sdk.export.reference.vila.chat import Chat
 from ps3_sdk.export.reference.vila.config import CONFIDENCE, VilaConfig
@@ -53,7 +54,7 @@ def write_folder(folder: str | Path, sizes: Sizes = Sizes(), vocabulary: int = 4
         "config.json": {
             "model_type": "llava_topdown_llama", "architectures": ["LlavaTopDownLlamaModel"], "ps3": True, "look_close_mode": "after_prompt",
             "top_down_prompt_head_type": "linear", "high_res_pos_embed": True, "high_res_prob_embed": True, "image_aspect_ratio": "resize", "mm_vision_select_feature": "cls_patch",
-            "mm_vision_select_layer": -1, "not_seen": NOT_SEEN, "num_look_close": None, "num_token_look_close": sizes.num_token, "look_close_around": sizes.around, "image_encoder": None,
+            "mm_vision_select_layer": -1, "not_seen": NOT_SEEN, "lower_case": True, "num_look_close": None, "num_token_look_close": sizes.num_token, "look_close_around": sizes.around, "image_encoder": None,
             "llm_cfg": {}, "vision_tower_cfg": {}, "mm_projector_cfg": {}},
         "mm_projector/config.json": {"model_type": "v2l_projector", "mm_projector_type": "mlp_downsample_2x2_fix"},
         "vision_tower/config.json": {
@@ -101,7 +102,7 @@ def copy_folder(source: str | Path, folder: str | Path, changed: dict[Path, dict
 def new_model(folder: str | Path, seed: int = 0) -> VilaHd:
     """A model of the folder's configuration with first weights."""
     config = VilaConfig.read(Path(folder))
-    model = VilaHd(config, Chat(config.folders["llm"], config.chat_template))
+    model = VilaHd(config, Chat(config.folders["llm"], config.chat_template, config.lower_case))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -188,6 +189,5 @@ def save(model: VilaHd, folder: str | Path, dtype: torch.dtype = torch.float32) 
     from safetensors.torch import save_file
     (Path(folder) / CONFIDENCE).unlink(missing_ok=True)
     for name, part in _parts(model).items():
-        path = Path(folder) / name / "model.safetensors"
-        save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in part.state_dict().items()}, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        with replaced(Path(folder) / name / "model.safetensors") as beside:
+            save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in part.state_dict().items()}, beside)

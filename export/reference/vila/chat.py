@@ -57,12 +57,13 @@ class Chat:
     prompt_end_ids: what the template puts behind the user's text | size: ids that exist.
     """
 
-    def __init__(self, folder: str | Path, template: str | None = None):
-        """folder: a checkpoint's llm/. template: qwen2 or mistral; default the tokenizer's own, if it is known.
+    def __init__(self, folder: str | Path, template: str | None = None, lower_case: bool = False):
+        """folder: a checkpoint's llm/. template: qwen2 or mistral; default the tokenizer's own, if it is known. lower_case: the user's text is read so.
 
         Raises ExportError: no tokenizer, an unknown chat template, a template of tokens that the tokenizer does not have.
         """
         self._tokenizer, settings = read_tokenizer(Path(folder))
+        self._lower_case = lower_case
         begin, end = token_text(settings, "bos_token"), token_text(settings, "eos_token")
         if end is None:
             raise settings.refuse("eos_token", "the token that ends an answer is needed", "Use the file published with the model.")
@@ -83,7 +84,7 @@ class Chat:
         text, num_frames = "", 0
         for part in parts:
             num_frames += not isinstance(part, str)
-            text += _clean(part) if isinstance(part, str) else IMAGE
+            text += _clean(part.lower() if self._lower_case else part) if isinstance(part, str) else IMAGE
         if text.count(IMAGE) != num_frames or VIDEO in text:
             raise InputError(f"[encode_prompt] two texts together read {IMAGE} or {VIDEO}; only frames may. Pass the text as one part.")
         return text.strip()

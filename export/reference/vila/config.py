@@ -97,7 +97,7 @@ class VilaConfig:
     """folders: of llm, vision_tower, mm_projector | downsample: r of the projector | prompt_head: linear, mlp, or None where the
     checkpoint has none (look_close_mode after_image) | token_layer: the vision block whose output is seen, -1 or -2 |
     dynamic_sizes: the frame's original size may leave out the finest scale | prob_embedding, not_seen: our own extensions, rows told how probable their
-    place is, and the answer by which the model says that it cannot see what was asked | confidence: ours, too, of confidence.json: bias, text and place, see
+    place is, and the answer by which the model says that it cannot see what was asked | lower_case: ours, too, questions are read in lower case, as all were that it learnt from | confidence: ours, too, of confidence.json: bias, text and place, see
     ps3_sdk.probability.calibrated, and maybe unseen, the probability from which on alone not_seen is said, and again, how sure
     an answer is that is not looked for again | chat_template: qwen2, mistral, or None for the
     tokenizer's own | max_rows: prompt and answer together, in rows of the language model | mean, std: of the pixels."""
@@ -113,6 +113,7 @@ class VilaConfig:
     dynamic_sizes: bool
     chat_template: str | None
     not_seen: str | None
+    lower_case: bool
     confidence: dict[str, float] | None
     max_rows: int
     mean: tuple[float, float, float]
@@ -165,7 +166,7 @@ class VilaConfig:
         return cls(
             folders, llm, vision, projector, f.choice("top_down_prompt_head_type", "linear", ("linear", "mlp")) if mode == "after_prompt" else None,
             f.flag("high_res_pos_embed", False), f.flag("high_res_prob_embed", False), layer, _looks(f, mode),
-            bool(f.flag("ps3_dynamic_aspect_ratio", None)), f.text("chat_template", None), f.text("not_seen", None), _confidence(folder), _max_rows(folders["llm"], llm), pixels.mean, pixels.std)
+            bool(f.flag("ps3_dynamic_aspect_ratio", None)), f.text("chat_template", None), f.text("not_seen", None), f.flag("lower_case", False), _confidence(folder), _max_rows(folders["llm"], llm), pixels.mean, pixels.std)
 
 
 def _confidence(folder: Path) -> dict[str, float] | None:

@@ -62,7 +62,7 @@ class VilaHd(nn.Module):
         and the keys that may be there besides the module's. For models that are to be streamed."""
         from ...weights import Checkpoint
         config = VilaConfig.read(folder)
-        chat = Chat(config.folders["llm"], config.chat_template)
+        chat = Chat(config.folders["llm"], config.chat_template, config.lower_case)
         with torch.device("meta"):
             model = cls(config, chat)
         opened = {name: Checkpoint.open(part) for name, part in config.folders.items()}
