@@ -27,8 +27,22 @@ def machine() -> str:
     return f"{name}, {cores} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
 
 
-def bench(session: Session, frame=None, prompt: str = "", tokens: int | None = None, runs: int = 10) -> dict:
-    """Ask `runs` times after one warm-up. Returns percentiles per stage in ms and a printable table."""
+class Figures(dict):
+    """What bench() measured: plain values for JSON, and as text a table of them."""
+
+    def __str__(self) -> str:
+        looks = f" in {self['looks']} looks, since the first answer was not sure" if self["looks"] > 1 else ""
+        height, width = self["frame"]
+        lines = [self["machine"], f"{self['model']}, frame {width}x{height}, {self['patches']} high-res patches{looks}, {self['runs']} runs after a warm-up, score and gather on {self['ops_on']}",
+                 f"{'ms':<14}{'p50':>10}{'p95':>10}{'p99':>10}"]
+        return "\n".join(lines + [f"{stage:<14}" + "".join(f"{value:>10.2f}" for value in row.values()) for stage, row in self["ms"].items()])
+
+    def pop(self, key, *default):
+        return str(self) if key == "table" else super().pop(key, *default)      # as the command asks for it
+
+
+def bench(session: Session, frame=None, prompt: str = "", tokens: int | None = None, runs: int = 10) -> Figures:
+    """Ask `runs` times after one warm-up: ms, percentiles per stage and of the whole; patches, all that are encoded for one answer; looks at the frame it takes."""
     if runs < 1:
         raise InputError(f"[bench] runs is {runs}; it must be at least 1.")
     noise = lambda: np.random.default_rng(0).integers(0, 256, (2160, 3840, 3), np.uint8)
@@ -39,12 +53,10 @@ def bench(session: Session, frame=None, prompt: str = "", tokens: int | None = N
     rows = {stage: [timing.get(stage, 0.0) for timing in timings] for stage in timings[0]}
     rows["ask"] = [answer.timing.total_ms for answer in answers]
     figures = {stage: {f"p{p}": round(float(np.percentile(values, p)), 3) for p in (50, 95, 99)} for stage, values in rows.items()}
-    picked = sum(len(ids) for ids in answers[0].picked.values())
-    lines = [machine(), f"{session.bundle.manifest['model']['name']}, frame {frame.width}x{frame.height}, {picked} high-res patches, {runs} runs after a warm-up, score and gather on "
-             f"{session.ops.where}",
-             f"{'ms':<14}{'p50':>10}{'p95':>10}{'p99':>10}"]
-    lines += [f"{stage:<14}" + "".join(f"{value:>10.2f}" for value in row.values()) for stage, row in figures.items()]
-    return {"machine": machine(), "frame": [frame.height, frame.width], "patches": picked, "runs": runs, "ms": figures, "table": "\n".join(lines)}
+    looked = [answers[0]] if answers[0].other is None else [answers[0], answers[0].other]
+    patches = sum(len(ids) for answer in looked for ids in answer.picked.values())
+    return Figures(machine=machine(), model=session.bundle.manifest["model"]["name"], ops_on=session.ops.where, frame=[frame.height, frame.width], prompt=prompt, tokens=tokens,
+                   patches=patches, looks=len(looked), runs=runs, ms=figures)
 
 
 def doctor() -> tuple[list[str], bool]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 import warnings
 import weakref
@@ -28,6 +29,7 @@ RUNTIMES = {"onnxruntime": "ps3_sdk.runtimes.ort", "tensorrt": "ps3_sdk.runtimes
             "tensorrt-rtx": "ps3_sdk.runtimes.trt_rtx"}
 MOST_THREADS = 1024     # of each network: far beyond what helps, and short of what a system gives
 DEVICES, ON_GPU = ("cpu", "cuda"), "ps3_sdk.runtimes.ort_cuda"
+_INHERITED: list = []
 PASSING = ("score_features", "encode_prompt")           # run once per frame or text: large ones are in memory only while they run
 LICENCE_NOTE = "licence of the weights: "
 LARGE_BYTES = 64 << 20      # of tables, from where their pages are worth giving back
@@ -90,7 +92,7 @@ class Session(Stages):
         self._lock = threading.Lock()
         self._closed = False
         # memory of a GPU is given back, and kernels are kept, also when nobody closes the session
-        self._forgotten = weakref.finalize(self, _close_each, [each for each in (*self._networks.values(), self.ops) if hasattr(each, "close")])
+        self._forgotten = weakref.finalize(self, _end, os.getpid(), [*self._networks.values(), self.ops])
         for note in self.notes:
             if note.startswith(LICENCE_NOTE):
                 warnings.warn(f"{Path(self.bundle.path).name}: {note}", stacklevel=2)     # Python shows an equal warning from one place once
@@ -199,8 +201,11 @@ class Session(Stages):
         """Free networks and unmap the bundle. A second call does nothing."""
         if not self._closed:
             self._closed = True
-            self._forgotten.detach()
-            self._let_go()
+            *_, (pid, parts), _ = self._forgotten.detach()
+            if pid == os.getpid():
+                self._let_go()
+            else:
+                _end(pid, parts)
 
     def __enter__(self) -> "Session":
         return self
@@ -252,6 +257,14 @@ class Session(Stages):
         from .language import Language     # here, because encoder bundles never need it
         from .language_model import checked
         return Language(self.bundle, self._networks, self._tables, None if model is None else checked(model))
+
+
+def _end(pid: int, parts: list) -> None:
+    """Close the parts of a session of process `pid`. A process that was forked from it has none of their threads, for which the end of a network would wait: there they are kept."""
+    if pid == os.getpid():
+        _close_each(parts)
+    else:
+        _INHERITED.append(parts)
 
 
 def _close_each(parts: list) -> None:

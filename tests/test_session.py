@@ -293,3 +293,28 @@ def test_onnx_runtimes_telemetry_is_off(tmp_path):
     clean = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
     subprocess.run([sys.executable, "-c", ask], env={**clean, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}, cwd=tmp_path, check=True)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("how", ["session.close()", "del session; gc.collect()", "pass"])
+def test_a_forked_process_may_forget_the_session(how, tmp_path):
+    """The networks' threads are not there in the child, and what ends them would wait for ever."""
+    import subprocess
+    import sys
+    frame = str(ROOT / "examples" / "frames" / "panel_4k.jpg")
+    program = f"""
+import gc, os, signal, sys, ps3_sdk
+session = ps3_sdk.Session(threads=2)
+session.ask({frame!r}, "x", tokens=0)
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    {how}
+    print("ended", flush=True)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert session.ask({frame!r}, "x", tokens=0).text
+session.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "ended" in done.stdout, done.stderr

@@ -18,7 +18,7 @@ from .results import Results
 from .summary import summarise
 from .words import chosen, is_refusal, lettered, normalise
 
-FORMAT = 5              # of the records; part of the settings that they are kept by
+FORMAT = 6              # of the records; part of the settings that they are kept by
 ENOUGH = 10             # questions that could not be asked, where none could: the rest is not tried
 BUDGETS = (256, 512, 1024, 2048)
 
@@ -114,12 +114,13 @@ def _record(session: Session, item: Item, tokens, scales, selection, look_again,
     except InputError as error:
         raise InputError(f"{item.where}: {error}") from error
     right = lambda text: normalise(text) == normalise(item.answer) if item.answer.strip() else is_refusal(text)
+    judged = lambda value: value if session.language is not None or item.choices else None         # an encoder says nothing in words, neither right nor wrong
     confidence, part = answer.confidence, answer.part_px or (0, 0, *answer.frame_size[::-1])
     boxes = [(x0 - part[0], y0 - part[1], x1 - part[0], y1 - part[1]) for x0, y0, x1, y1 in item.boxes_px]      # in what picked is of
     looked = [answer] if answer.other is None else [answer, answer.other]
     return {
         "key": item.key, "domain": item.domain, "kind": item.kind, "prompt": item.prompt, "answer": item.answer, "choices": list(item.choices),
-        "said": said, "text": answer.text, "right": right(said), "said_low_res_only": said_low, "right_low_res_only": right(said_low), "refused": is_refusal(said),
+        "said": said, "text": answer.text, "right": judged(right(said)), "said_low_res_only": said_low, "right_low_res_only": judged(right(said_low)), "refused": judged(is_refusal(said)),
         "confidence": None if confidence is None else round(float(confidence), 6), "cap_px": item.cap_px, "patches": sum(len(ids) for each in looked for ids in each.picked.values()),
         "looked_again": len(looked) > 1, "seen": share_seen(session, answer.picked, boxes, (part[3] - part[1], part[2] - part[0]), scales) if boxes else None,
         **_recalls(session, frame, item, next(each for each in looked if each.part_px is None), scales, selection),

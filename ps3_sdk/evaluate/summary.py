@@ -18,7 +18,8 @@ MEASURES = {"exact_match": "right", "exact_match_low_res_only": "right_low_res_o
 
 
 def summarise(records: Sequence[dict]) -> dict:
-    """Figures over all records, by domain, and by height of the text; what cannot be answered is told apart from what can."""
+    """Figures over all records, by domain, and by height of the text; what cannot be answered is told apart from what can. right and refused are None where a
+    bundle answers nothing in words: that counts neither way."""
     asked = [record for record in records if record["kind"] == "value"]
     domains = sorted({record["domain"] for record in asked} - {""})
     capped = [record for record in asked if record["cap_px"] is not None]
@@ -38,7 +39,7 @@ def summarise(records: Sequence[dict]) -> dict:
 
 def measures(records: Sequence[dict]) -> dict:
     """Figures of questions that have an answer. exact_match counts free answers, choice_accuracy multiple choice (there only)."""
-    free, choice = [r for r in records if not r["choices"]], [r for r in records if r["choices"]]
+    free, choice = [r for r in records if not r["choices"] and r["right"] is not None], [r for r in records if r["choices"]]
     found = {"n": len(records)}
     for name, key in MEASURES.items():
         found.update(_told(name, [record[key] for record in free]))
@@ -63,7 +64,7 @@ def unanswerable(records: Sequence[dict]) -> dict:
     """Questions that the frame cannot answer: how often a value was given all the same, and with confidence above CONFIDENT."""
     def figures(some):
         sure = [record for record in some if record["confidence"] is not None]
-        return {"n": len(some), **_told("answered", [not record["refused"] for record in some]),
+        return {"n": len(some), **_told("answered", [not record["refused"] for record in some if record["refused"] is not None]),
                 **_told("answered_confidently", [not record["refused"] and record["confidence"] > CONFIDENT for record in sure])}
     kinds = sorted({record["kind"] for record in records})
     return {**figures(records), "confident_above": CONFIDENT, "by_kind": {kind: figures([r for r in records if r["kind"] == kind]) for kind in kinds}}
@@ -81,8 +82,8 @@ def _within(record: dict, low: float, high: float) -> bool:
     return record.get("seen") is not None and low <= record["seen"] < high
 
 
-def _told(name: str, values: Sequence[bool]) -> dict:
-    found = share_of(values)
+def _told(name: str, values: Sequence[bool | None]) -> dict:
+    found = share_of(value for value in values if value is not None)
     return {name: found["share"], f"{name}_interval": found["interval"], f"{name}_n": found["n"]}
 
 
@@ -100,8 +101,8 @@ def table(summary: dict) -> str:
     for name in names:
         lines.append(f"{'':<12}{'n':>6}{name.replace('_', ' '):>26}{'low-res only':>24}" + "".join(f"{'recall ' + budget:>13}" for budget in budgets))
         for title, row in rows:
-            if row.get(f"{name}_n"):
-                lines.append(f"{title[:11]:<12}{row[f'{name}_n']:>6}{_percent(row, name):>26}{_percent(row, name + '_low_res_only'):>24}"
+            if n := row.get(f"{name}_n") or not summary[f"{name}_n"] and row["n"]:      # where nothing is answered, what was looked at is told
+                lines.append(f"{title[:11]:<12}{n:>6}{_percent(row, name):>26}{_percent(row, name + '_low_res_only'):>24}"
                              + "".join(f"{_plain(row['selection_recall'].get(budget)):>13}" for budget in budgets))
     if budgets:
         lines += [f"{told}: " + ", ".join(f"recall {budget} {_plain(share)}" for budget, share in summary[f"selection_{name}"].items())
