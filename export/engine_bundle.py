@@ -78,17 +78,17 @@ def _picture(options: EngineOptions) -> tuple[np.ndarray, bool]:
 
 def _reference(bundle: Bundle, picture: np.ndarray, options: EngineOptions, progress: Progress) -> dict[str, np.ndarray]:
     """What the float32 networks give on the frame, sampled. Raises ExportError where that is no numbers."""
-    damaged = f"[build] the float32 networks of {bundle.path} give no numbers, "
-    fix = ". Its weights are damaged, or its checkpoint's were: export it again, from files downloaded again."
+    damaged = "[build] the float32 networks that are built from give no numbers"
+    fix = "Their weights are damaged, here or in the checkpoint. Download it again, and export it."
     with Session(bundle.path, verify=False) as session:
         progress("run the float32 networks on the frame")
         try:
             observed = observe(session, picture, PROMPT, most=options.max_tokens)
         except InputError as error:         # of the ops, which take finite numbers
-            raise ExportError(f"{damaged}{str(error).rstrip('.')}{fix}") from error
+            raise ExportError(f"{damaged}: {str(error).split('] ', 1)[-1].split(';')[0]}. {fix}") from error
     stages = sorted({name.split(".")[0] for name, array in observed.items() if not np.isfinite(array).all()})
     if stages:
-        raise ExportError(f"{damaged}in {', '.join(stages)}{fix}")
+        raise ExportError(f"{damaged} in {', '.join(stages)}. {fix}")
     return sample(observed, picture)
 
 

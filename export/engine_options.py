@@ -32,7 +32,6 @@ MOST_TOKENS = MOST_BATCH // LOOKS_POOLED
 SM_RANGE = (50, 999)
 
 
-
 @dataclass(frozen=True)
 class EngineOptions:
     """What `ps3 build` was asked for; see its help. sms: compute capabilities as 86, 89; empty: all that the runtime and the precision share."""

@@ -269,6 +269,8 @@ def test_real_engines_of_the_embedded_bundle(tmp_path):
     with Bundle.open(tmp_path / "d.plan") as made:
         networks, parity = made.manifest["networks"], made.manifest["parity"]
         assert {name for name, entry in networks.items() if entry["runtime"] == "tensorrt-rtx"} == set(networks) - {"decode"}, "the language model stays with ONNX Runtime"
+        said, = re.findall(r"in all +([\d.]+) MB", "\n".join(build_engine("default", tmp_path / "x.plan", options(sms=(86, 89, 120)), dry_run=True)))
+        assert float(said) == pytest.approx(sum(size for name, size in made.members.items() if name.endswith(".engine")) / 1e6, rel=0.3), "the dry run's estimate"
         assert max(entry["max_relative_error"] for entry in parity.values()) <= 5e-3 and made.manifest["verify"]["picked_overlap"] >= 0.99
         # the plan of this release says what a product adds up in: 2 is float32, 0 any type
         sums = {name: Counter(re.findall(rb"accumulation_type=(\d+)", bytes(made.member(f"{name}.engine")))) for name in ("encode", "score_features", "project")}

@@ -12,7 +12,8 @@ pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
 
 from ps3_sdk.errors import BundleError, ExportError, InputError, RuntimeMissingError
 from ps3_sdk.export.build_engine import build_engine
-from ps3_sdk.export.engine_options import check_options, estimate, rtx_sms
+from ps3_sdk.export.engine_options import check_options, rtx_sms
+from ps3_sdk.export.engine_sizes import Size, estimate
 from ps3_sdk.export.to_engine import Plan
 from test_build_engine import frames, options     # noqa: F401, frames is a fixture
 
@@ -20,10 +21,11 @@ from test_build_engine import frames, options     # noqa: F401, frames is a fixt
 @pytest.mark.parametrize("wanted, says", [
     (dict(runtime="tensorrt-rtx", sms=(75,), precision="bf16"), r"bf16 for sm_75 \(RTX 20\).*--precision fp16"),
     (dict(sms=(86,), precision="fp8"), r"fp8 for sm_86 \(RTX 30\).*sm_89 and newer.*--precision fp16"),
-    (dict(sms=(87,)), "Jetson Orin.*none of the GPUs.*--runtime tensorrt"),
-    (dict(sms=(90,)), "H100.*none of the GPUs"), (dict(sms=(110,)), "Jetson Thor.*none of the GPUs"),
+    (dict(sms=(87,)), "does not build for .*Jetson Orin.*on that machine with --runtime tensorrt"),
+    (dict(sms=(90,)), "not build for .*H100.*on that machine"), (dict(sms=(110,)), "not build for .*Jetson Thor.*on that machine"),
     (dict(runtime="tensorrt", sms=(53,), precision="int8"), "int8 for sm_53.*has no int8 arithmetic.*--precision fp16"),
-    (dict(runtime="tensorrt", sms=(62,), precision="int8"), "int8 for sm_62"),
+    (dict(runtime="tensorrt", sms=(62,), precision="int8"), "int8 for sm_62; that GPU has no int8 arithmetic, unlike most that are as new.*--precision fp16"),
+    (dict(runtime="tensorrt", sms=(86, 89)), "sm 86, 89 was asked for; TensorRT builds for one GPU.*--runtime tensorrt-rtx"),
     (dict(system=("Windows", "AMD64")), "Windows AMD64; engines are built on Linux.*WSL"),
     (dict(runtime="onnx", precision="bf16"), "bf16 for --runtime onnx"), (dict(runtime="onnx", precision="int8"), "ps3 export CHECKPOINT -o engine.plan --precision int8"),
 ])
@@ -51,8 +53,8 @@ def test_the_frame_that_is_measured_on_was_not_calibrated_with(tmp_path):
         (tmp_path / f"{number:03}.jpg").write_bytes(b"")
     frames, measured = calibration_frames(tmp_path)
     assert measured.name == "099.jpg" and measured not in frames and len(set(frames)) == MAX_FRAMES and frames[0].name == "000.jpg" and frames[-1].name > "090"
-    with_frames = estimate({"encode": 400_000_000}, options(precision="int8", calibrate=tmp_path)).seconds
-    assert with_frames - estimate({"encode": 400_000_000}, options()).seconds > 25 * 60 * len(frames) / 30
+    sizes = {"encode": Size(400_000_000)}
+    assert estimate(sizes, options(precision="int8", calibrate=tmp_path)).seconds - estimate(sizes, options()).seconds > 25 * 60 * len(frames) / 30
     for path in frames + [tmp_path / f"{number:03}.jpg" for number in range(1, 100)]:
         path.unlink(missing_ok=True)
     (tmp_path / "one.jpg").write_bytes(b"")
@@ -61,21 +63,21 @@ def test_the_frame_that_is_measured_on_was_not_calibrated_with(tmp_path):
 
 def test_what_is_expected_is_what_was_measured():
     """The table of docs/engines.md: fp16, the largest plan is encode's."""
-    for weights, least, most in ((412_145_136, 3.5, 3.7), (1_661_568, 0.55, 0.6)):
-        assert least <= estimate({"encode": weights, "pool": weights // 30}, options()).ram_gb <= most
+    for weights, products, least, most in ((412_145_136, 217, 3.5, 3.7), (1_661_568, 65, 0.55, 0.6)):
+        assert least <= estimate({"encode": Size(weights, products), "pool": Size(weights // 30, 8)}, options()).ram_gb <= most
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_fewer_patches_than_scales_are_refused_before_any_work(seeded, tmp_path, monkeypatch, standin, dry_run):
     monkeypatch.setattr("ps3_sdk.export.build_engine.read_network", lambda *_: pytest.fail("a network is read"))
     for few in (1, 2):
-        with pytest.raises(InputError, match=rf"max-tokens is {few}; a look picks in 3 high-res scales, so at least 3 are needed"):
+        with pytest.raises(InputError, match=rf"max-tokens is {few}; a look shares them among 3 high-res scales, and each gets a patch from \d+ on"):
             build_engine(seeded, tmp_path / "x.plan", options("tensorrt", max_tokens=few), dry_run=dry_run)
     assert not os.listdir(tmp_path)
     pytest.importorskip("torch", reason="needs ps3_sdk[export]")
     monkeypatch.setattr("ps3_sdk.export.export_checkpoint.export_checkpoint", lambda *_, **__: pytest.fail("a checkpoint is exported"))
     for checkpoint in (ROOT / "training/model", ROOT / "training/model/vision_tower"):
-        with pytest.raises(InputError, match="a look picks in 3 high-res scales"):
+        with pytest.raises(InputError, match="a look shares them among 3 high-res scales"):
             build_engine(checkpoint, tmp_path / "x.plan", options("tensorrt", max_tokens=2), dry_run=dry_run)
 
 
