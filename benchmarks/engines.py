@@ -65,7 +65,9 @@ def main() -> None:
                 from ps3_sdk.export.seeded_bundle import write_seeded
                 write_seeded(source := Path(folder) / "seeded.plan")
             elif model == "so400m":
-                source = (options.bundles or Path(folder)) / "fp32.plan"
+                place = options.bundles or Path(folder)
+                place.mkdir(parents=True, exist_ok=True)
+                source = place / "fp32.plan"
                 if not source.exists():
                     export_random(source, "fp32")
             runs = []

@@ -185,6 +185,7 @@ def main() -> None:
     how = options.device, 10 if also or on_gpu else 1
     with tempfile.TemporaryDirectory() as folder:
         folder = options.bundles or Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         for precision in precisions:
             if not (folder / f"{precision}.plan").exists():
                 export_random(folder / f"{precision}.plan", precision)
