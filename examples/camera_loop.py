@@ -1,6 +1,6 @@
 """A camera loop: frames arrive as NV12, 30 a second; always ask about the freshest one.
 
-    python examples/camera_loop.py [--seconds 3] [--tokens 512]
+    python examples/camera_loop.py [--seconds 3] [--tokens 512]        # Ctrl-C ends it sooner; --seconds inf: alone
 
 The camera here is a thread that moves over a picture. With a real one, replace Camera.newest() by your driver's call that
 gives the newest Y and UV planes. They are read in place, at any row pitch, more than once: a buffer that the driver fills again
@@ -49,23 +49,26 @@ class Camera(threading.Thread):
 
 
 options = argparse.ArgumentParser()
-options.add_argument("--seconds", type=float, default=3)
+options.add_argument("--seconds", type=float, default=3, help="how long, inf: until Ctrl-C (default: %(default)g)")
 options.add_argument("--tokens", type=int, default=512)
 options = options.parse_args()
 
 timings, ages_ms = ps3_sdk.Timings(), []
 camera = Camera()
 camera.start()
-with ps3_sdk.Session() as session:
-    end = time.perf_counter() + options.seconds
-    while time.perf_counter() < end:
-        (luma, chroma), taken_at = camera.newest()
-        frame = ps3_sdk.Frame.of((luma, chroma), format="NV12", matrix="bt601", full_range=True)
-        answer = session.ask(frame, "what is the word on the purple bar chart?", tokens=options.tokens)
-        ages_ms.append((time.perf_counter() - taken_at) * 1e3)
-        timings += answer.timing
-        if timings.num_runs == 1:
-            print(answer.headline())
+try:
+    with ps3_sdk.Session() as session:
+        end = time.perf_counter() + options.seconds
+        while time.perf_counter() < end:
+            (luma, chroma), taken_at = camera.newest()
+            frame = ps3_sdk.Frame.of((luma, chroma), format="NV12", matrix="bt601", full_range=True)
+            answer = session.ask(frame, "what is the word on the purple bar chart?", tokens=options.tokens)
+            ages_ms.append((time.perf_counter() - taken_at) * 1e3)
+            timings += answer.timing
+            if timings.num_runs == 1:
+                print(answer.headline(), flush=True)
+except KeyboardInterrupt:           # as a camera loop ends
+    print()
 if ages_ms:
     print(timings)
-    print(f"age of a frame when it is answered: median {np.median(ages_ms):.0f} ms, worst {max(ages_ms):.0f} ms; {camera.num_dropped} of {camera.num_frames} frames skipped")
+    print(f"{camera.num_frames} frames, {len(ages_ms)} asked about, {camera.num_dropped} skipped; age of a frame when it is answered: median {np.median(ages_ms):.0f} ms, worst {max(ages_ms):.0f} ms")

@@ -14,6 +14,8 @@ with ps3_sdk.Session() as session:              # the embedded bundle; Session("
     look = session.look(frame)                  # the low-res pass, once a frame
     answer = look.ask(prompt)
     print(answer)
-    print(look.ask("what is on the blue gauge?"))      # a second question costs no low-res pass; there is no such gauge
+    other = look.ask("what is on the blue gauge?")      # a second question shares that pass; there is no such gauge
+    print(other.headline())
+    print(f"asked in {other.timing.total_ms - look.timing.total_ms:.0f} ms more, the low-res pass took {look.timing.total_ms:.0f} ms")
     answer.save_overlay("first_answer.jpg")
 print("drawn: first_answer.jpg")

@@ -1,12 +1,13 @@
 """First own model: a PS3 checkpoint folder becomes an engine.plan, and the plan is asked. Needs ps3_sdk[export].
 
-    python examples/own_model.py [CHECKPOINT] [PLAN]
+    python examples/own_model.py [CHECKPOINT] [-o PLAN]
 
 CHECKPOINT is a folder or a hub id such as nvidia/PS3-4K-SigLIP2. Without one, a small checkpoint with random weights is
-written first, in the same layout. The command line does the same: ps3 export CHECKPOINT -o engine.plan
+written first, in the same layout. PLAN is kept; without -o it goes with the example. The command line does the same:
+ps3 export CHECKPOINT -o engine.plan
 """
+import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -28,13 +29,19 @@ def write_small_checkpoint(folder: Path) -> None:
     (folder / "tokenizer.json").write_bytes(byte_tokenizer())
 
 
+options = argparse.ArgumentParser()
+options.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="folder or hub id (default: a small one of random weights)")
+options.add_argument("-o", "--output", metavar="PLAN", help="where the plan is kept (default: nowhere)")
+options = options.parse_args()
+
 with tempfile.TemporaryDirectory() as folder:
-    checkpoint = sys.argv[1] if len(sys.argv) > 1 else folder
-    plan = sys.argv[2] if len(sys.argv) > 2 else str(Path(folder) / "engine.plan")
+    checkpoint, plan = options.checkpoint or folder, options.output or str(Path(folder) / "engine.plan")
     if checkpoint == folder:
         write_small_checkpoint(Path(folder))
     make_bundle(checkpoint, plan, progress=print)
     with ps3_sdk.Session(plan) as session:
         print(session.ask(Path(__file__).parent / "frames" / "boats_4k.jpg", "a boat", choices=["a boat", "a car"]))
+    if options.output:
+        print(f"kept: {plan}")
     if checkpoint == folder:
         print("The small checkpoint's weights are random, so this answer means nothing; its path from folder to answer is what a real one takes.")

@@ -272,7 +272,7 @@ def _bench(options) -> None:
     from .measure import bench
     with _session(options) as session:
         result = bench(session, options.frame, options.prompt, options.tokens, options.runs)
-    print(json.dumps(result, allow_nan=False) if options.json else result.pop("table"))
+    print(json.dumps(result, allow_nan=False) if options.json else result)
 
 
 def _eval(options) -> None:

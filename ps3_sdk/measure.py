@@ -37,9 +37,6 @@ class Figures(dict):
                  f"{'ms':<14}{'p50':>10}{'p95':>10}{'p99':>10}"]
         return "\n".join(lines + [f"{stage:<14}" + "".join(f"{value:>10.2f}" for value in row.values()) for stage, row in self["ms"].items()])
 
-    def pop(self, key, *default):
-        return str(self) if key == "table" else super().pop(key, *default)      # as the command asks for it
-
 
 def bench(session: Session, frame=None, prompt: str = "", tokens: int | None = None, runs: int = 10) -> Figures:
     """Ask `runs` times after one warm-up: ms, percentiles per stage and of the whole; patches, all that are encoded for one answer; looks at the frame it takes."""

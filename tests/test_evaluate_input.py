@@ -135,6 +135,15 @@ def test_options_that_are_letters_are_named_by_their_letters():
     assert chosen("red", ["red", "A"]) == 0 and chosen("B", ["red", "green"]) == 1
 
 
+def test_progress_is_a_line_every_tenth_where_no_terminal_is():
+    stream = io.StringIO()
+    bar = Bar(stream)
+    for done in range(1, 241):
+        bar(done, 240, "scenes")
+    lines = stream.getvalue().splitlines()
+    assert [line.split("/")[0] for line in lines] == ["1", *map(str, range(24, 241, 24))] and stream.getvalue().endswith("\n")
+
+
 def test_what_was_kept_takes_no_time():
     stream = io.StringIO()
     bar = Bar(stream)

@@ -111,8 +111,12 @@ def test_a_language_model_of_the_users_own_has_results_of_its_own(folder, tmp_pa
 
 def test_scenes_through_an_encoder(session, scenes, tmp_path):
     summary = evaluate(session, scenes, tokens=64, folder=tmp_path)
-    assert summary["n"] == 6 and summary["exact_match"] == 0 and set(summary["selection_recall"]) == {"256", "512", "1024", "2048"}
-    assert summary["unanswerable"]["n"] == 10 and summary["unanswerable"]["answered_confidently"] is None
+    assert summary["n"] == 6 and set(summary["selection_recall"]) == {"256", "512", "1024", "2048"}
+    assert [summary[name] for name in ("exact_match", "exact_match_low_res_only", "refused", "nearly_right")] == [None] * 4, "it answers nothing in words, neither right nor wrong"
+    assert summary["unanswerable"]["n"] == 10 and summary["unanswerable"]["answered"] is summary["unanswerable"]["answered_confidently"] is None
+    assert all(row["right"] is row["refused"] is None for row in summary["by_seen"].values())
+    everything = next(line.split() for line in table(summary).splitlines() if line.startswith("all "))
+    assert everything[:4] == ["all", "6", "-", "-"] and everything[-1] == "%" and "refused" not in table(summary), "what was looked at is told"
     assert any("no language model" in note for note in summary["notes"]) and summary["bundle"]["name"] == "ps3-seeded" and len(summary["bundle"]["hash"]) == 16
     assert len((tmp_path / f"results-{summary['settings_hash']}.jsonl").read_text().splitlines()) == 17
 

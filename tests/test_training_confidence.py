@@ -111,7 +111,9 @@ def test_too_few_answers_give_no_calibration(scene, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(scenes, "Scenes", lambda **options: [scene])
     monkeypatch.setattr("sys.argv", ["confidence", str(folder), "--scenes", "1"])
     confidence.main()
-    assert "train longer" in capsys.readouterr().out and not (folder / CONFIDENCE).exists()
+    out, err = capsys.readouterr()
+    assert "train longer" in out and not (folder / CONFIDENCE).exists()
+    assert err.startswith("1/1 scenes") and err.endswith("left\n") and "\r" not in err, "lines, where no terminal is"
 
 
 def test_other_weights_forget_it(tmp_path):

@@ -118,54 +118,6 @@ def test_a_pool_that_is_missing_or_old_says_how_to_make_it(tmp_path):
         DensePool(tmp_path, "val")
 
 
-def test_the_whole_recipe_is_one_command_whose_steps_take_their_options(tmp_path, monkeypatch, capsys):
-    import importlib
-    from ps3_sdk import cli
-    assert cli.main(["train", str(tmp_path / "run"), "--processes", "2", "--share", "0.01", "--dry-run"]) == 0
-    said = [line.split("python -m ", 1)[1].split() for line in capsys.readouterr().err.splitlines()]
-    assert [line[0].rsplit(".", 1)[1] for line in said] == ["pool", "pool", "read", "answer", "places", "answer", "answer", "answer", "confidence", "curves"] and not (tmp_path / "run").exists()
-    taken = []
-    monkeypatch.setattr(machine, "launch", lambda work, options: taken.append(options))
-    monkeypatch.setattr(nano, "write_folder", lambda *arguments, **options: None)
-    for name, *arguments in said:
-        stage = importlib.import_module(name)
-        if name.endswith(("read", "answer")):
-            monkeypatch.setattr("sys.argv", [name, *arguments])
-            stage.main()
-    assert [options.steps for options in taken] == [32, 16, 4, 16, 9] and all(options.processes == 2 and options.device == "cpu" for options in taken)
-    assert taken[4].stage == "score" and taken[4].small and taken[4].begin is None and taken[3].places == 4 and taken[2].still and Path(taken[2].begin) == tmp_path / "run/placed"
-    assert cli.main(["train", str(tmp_path / "run"), "--device", "cuda", "--dry-run"]) == 0
-    last = capsys.readouterr().err.splitlines()[-4]
-    assert all(said in last for said in ("training.answer", "--scenes 20", "--processes 1 ", "--device cuda"))
-
-
-def test_training_on_from_a_folder_is_the_last_stages_alone(tmp_path, capsys):
-    from ps3_sdk import cli
-    assert cli.main(["train", str(tmp_path), "--begin", str(ROOT / "training/model"), "--dry-run"]) == 0
-    said = capsys.readouterr().err
-    assert "training.read" not in said and "look" not in said.replace("--looks", "") and f"--begin {ROOT / 'training/model'}" in said
-    answer = next(line for line in said.splitlines() if f"{tmp_path} answer " in line)      # as the embedded model was trained on: high rates lose what it reads
-    assert all(f" {option} " in f"{answer} " for option in ("--small", "--lr 0.2", "--decay-from 0.02", "--windows 32", "--spelt 96", "--scenes 2", "--looks 4", "--questions 16", "--mean-over 150"))
-    assert cli.main(["train", str(tmp_path), "--begin", str(tmp_path / "none")]) == 1 and "no config.json" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("wrong", [("--device", "tpu"), ("--frames", "-3"), ("--share", "0"), ("--share", "nan"), ("--processes", "0")])
-def test_a_recipe_of_nothing_is_refused_before_any_step(tmp_path, capsys, wrong):
-    from ps3_sdk import cli
-    assert cli.main(["train", str(tmp_path / "run"), "--dry-run", *wrong]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("ps3: [train] ") and " ".join(wrong) in said and "python -m" not in said
-
-
-def test_a_step_that_fails_ends_the_recipe_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    from ps3_sdk import cli
-    from ps3_sdk.training import recipe
-    monkeypatch.setattr(recipe, "commands", lambda options: [["ps3_sdk.training.curves", str(tmp_path)], ["ps3_sdk.training.curves", "--never"]])
-    assert cli.main(["train", str(tmp_path)]) == 1
-    said = capsys.readouterr().err
-    assert "curves ended with 2" in said and "run the same command again" in said and "--never" not in said
-
-
 class Copying(Cutter):
     """As on a GPU, where frames are copied once and memory shared with the workers is free again at once."""
 

@@ -213,4 +213,4 @@ class HeldOut:
 
 
 if __name__ == "__main__":
-    main()
+    machine.command(main)

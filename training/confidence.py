@@ -21,9 +21,13 @@ import numpy as np
 import torch
 
 from ps3_sdk.again import cut, is_better
+from ps3_sdk.atomic import replaced
+from ps3_sdk.evaluate.progress import Bar
 from ps3_sdk.export.reference.vila.config import AGAIN as KEY, CONFIDENCE, CONFIDENCE_KEYS, UNSEEN
 from ps3_sdk.export.reference.vila.model import VilaHd
 from ps3_sdk.probability import calibrated
+
+from . import machine
 
 MOST_TOKENS, FEWEST_ANSWERS = 32, 50
 BINS = (0, 0.2, 0.4, 0.6, 0.8, 1.0001)
@@ -122,10 +126,10 @@ def main() -> None:
     options = parser.parse_args()
     from .scenes import Scenes
     model, scenes, groups, path = VilaHd.from_checkpoint(options.checkpoint), Scenes(split="val", seed=2), [], options.checkpoint / CONFIDENCE
+    bar = Bar(sys.stderr)
     for i in range(options.scenes):
         groups.append(asked(model, scenes[i]))
-        print(f"\r{i + 1}/{options.scenes} scenes", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+        bar(i + 1, options.scenes, "scenes")
     own, others = ([each for i, group in enumerate(groups) for each in group if (i % 3 == 2) == held_out] for held_out in (False, True))
     unseen = threshold_of(own)
     fit = answered(own, unseen)
@@ -142,11 +146,11 @@ def main() -> None:
         there, values = [each for each in some if each.there], answered([each for each in some if not each.there], threshold)
         print(f"{text}, {len(some)} other questions: {100 * answered(there, threshold)[:, 2].sum() / max(len(there), 1):.1f} % of those with an answer right, "
               f"values for {len(values)} of {len(some) - len(there)} without")
-    path.with_suffix(".new").write_text(json.dumps(weights) + "\n", "utf-8")
-    path.with_suffix(".new").replace(path)
+    with replaced(path) as beside:
+        Path(beside).write_text(json.dumps(weights) + "\n", "utf-8")
     kept = answered(given, unseen)
     print(f"{path}: {weights}, of {len(fit)} answers; of {len(kept)} others:", *told(kept, weights), sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    machine.command(main)

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import multiprocessing as mp
 from dataclasses import dataclass, replace
-from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 import torch
 
+from . import machine
 from .examples import INPUTS, Cutter, Example, asked_of, boxes_of, extents_of, scene_labels, signs_of
 
 NOTHING = 0.03          # share of frames in which there is nothing to see
@@ -42,8 +42,8 @@ class Ring:
                  cutter: Cutter | None = None, memory: int | None = None, **drawn):
         self.size, self.uses, self.cutter = size, uses, cutter or Cutter()
         context, memory = mp.get_context("spawn"), memory or size
-        self._memory = [SharedMemory(create=True, size=3 * frame_px[0] * frame_px[1]) for _ in range(memory)]
-        self._arrays = [np.ndarray((*frame_px, 3), np.uint8, each.buf) for each in self._memory]
+        shared = [context.RawArray("B", 3 * frame_px[0] * frame_px[1]) for _ in range(memory)]        # without a name: it goes with the last process that has it
+        self._arrays = [_array(each, frame_px) for each in shared]
         self._copies = self.cutter.room(size, frame_px)
         self._empty = list(range(size))         # of the copies
         for array in self._arrays:
@@ -53,8 +53,8 @@ class Ring:
         self._rng = np.random.default_rng([seed, start])
         for i in range(memory):
             self._free.put(i)
-        names = [each.name for each in self._memory]
-        self._workers = [context.Process(target=_work, args=(names, self._free, self._ready, split, seed, start + n, workers, frame_px, uses, drawn), daemon=True) for n in range(workers)]
+        self._workers = [context.Process(target=machine.as_child, args=(_work, shared, self._free, self._ready, split, seed, start + n, workers, frame_px, uses, drawn), daemon=True)
+                         for n in range(workers)]
         for worker in self._workers:
             worker.start()
 
@@ -90,9 +90,11 @@ class Ring:
     def close(self) -> None:
         for worker in self._workers:
             worker.terminate()
-        self._slots, self._arrays = [], []
-        for memory in self._memory:
-            memory.unlink()
+        self._slots, self._arrays, self._workers = [], [], []
+
+
+def _array(memory, frame_px: tuple[int, int]) -> np.ndarray:
+    return np.frombuffer(memory, np.uint8).reshape(*frame_px, 3)
 
 
 def nothing_to_see(rng: np.random.Generator, frame: np.ndarray) -> np.ndarray:
@@ -121,10 +123,9 @@ def _questions(scenes, rng, scene) -> list:
     return [different[i] for i in rng.permutation(len(different))][:MOST_QUESTIONS]
 
 
-def _work(names, free, ready, split, seed, first, stride, frame_px, uses, drawn) -> None:
+def _work(shared, free, ready, split, seed, first, stride, frame_px, uses, drawn) -> None:
     from .scenes.scenes import CAP_PX, Scenes
     torch.set_num_threads(1)
-    memory = [SharedMemory(name=name) for name in names]
     scenes = Scenes(split=split, seed=seed, frame_px=frame_px, **drawn)
     index = first
     while True:
@@ -135,7 +136,7 @@ def _work(names, free, ready, split, seed, first, stride, frame_px, uses, drawn)
         if rng.random() < NOTHING:
             scene.frame[:], items = nothing_to_see(rng, scene.frame), []
             rounds = [[replace(question, answer="", item=None, box_px=None) for question in questions] for questions in rounds]
-        np.ndarray((*frame_px, 3), np.uint8, memory[i].buf)[:] = scene.frame
+        _array(shared[i], frame_px)[:] = scene.frame
         ready.put((i, signs_of(items, frame_px), scene_labels(items, frame_px), [asked_of(questions, items, frame_px) for questions in rounds],
                    scenes.captions(rng, scene.domain, items), boxes_of(items, frame_px), extents_of(items, frame_px)))
         index += stride

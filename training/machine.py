@@ -4,8 +4,11 @@ from __future__ import annotations
 import argparse
 import atexit
 import cProfile
+import ctypes
 import os
 import pstats
+import signal
+import sys
 import tempfile
 from contextlib import contextmanager
 from typing import Callable
@@ -14,6 +17,37 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from ps3_sdk.errors import Ps3Error
+from ps3_sdk.export.stop import ended_by_sigterm
+
+PR_SET_PDEATHSIG = 1        # of Linux's prctl
+ENDING = 20                 # seconds that a process gets to end by itself
+
+
+def command(main: Callable[[], None]) -> None:
+    """main() of a step: by Ctrl-C or SIGTERM it ends without a word, and what is raised on purpose is one line."""
+    try:
+        with ended_by_sigterm():
+            main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Ps3Error as error:
+        sys.exit(str(error))
+
+
+def as_child(work: Callable, *arguments) -> None:
+    """work(*arguments) in a process of its own."""
+    ended_by_parent()
+    work(*arguments)
+
+
+def ended_by_parent() -> None:
+    """At the start of a process: Ctrl-C is for its parent, whose SIGTERM ends it at once, as does the parent's own end, on Linux."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,21 +58,41 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def launch(work: Callable[[argparse.Namespace, int], None], options: argparse.Namespace) -> None:
-    """work(options, rank) in options.processes processes; the first failure ends all of them."""
+    """work(options, rank) in options.processes processes; the first failure ends all of them, as does whatever ends this one."""
     if options.processes == 1:
         _prepare(options)
         return work(options, 0)
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_one, (work, options, f"file://{folder}/meeting"), nprocs=options.processes)
+        together = torch.multiprocessing.spawn(_one, (work, options, f"file://{folder}/meeting"), nprocs=options.processes, join=False)
+        try:
+            while not together.join():
+                pass
+        finally:
+            end(together.processes)
+
+
+def end(processes) -> None:
+    """Ends those that have not ended; each ends its own."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(ENDING)
+        process.kill()
 
 
 def _one(rank: int, work, options: argparse.Namespace, meeting: str) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.processes))
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.processes)
-    _prepare(options)
-    work(options, rank)
-    dist.destroy_process_group()
-    atexit.register(os._exit, 0)        # all is closed then but gloo's own thread, which now and then is not done when its object goes, and that aborts the process
+    ended_by_parent()
+    code = 1
+    try:
+        with ended_by_sigterm():        # what work() began ends with it
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.processes))
+            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.processes)
+            _prepare(options)
+            work(options, rank)
+            dist.destroy_process_group()
+        code = 0
+    finally:
+        atexit.register(os._exit, code)     # all is closed then but gloo's own thread, which now and then is not done when its object goes, and that aborts the process
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import nano
+from . import machine, nano
 
 CHANNELS = 4            # the last ones of the selection's width: row, column, and how far from the middle row and column
 MARK, SHARE = 6.0, 0.6  # length of the marks beside the patches' own rows; of the channels beside the features
@@ -226,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    machine.command(main)

@@ -6,12 +6,14 @@ training cuts out anywhere and colours anew each time. What is there already is 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from . import machine
 from .reading import BASE_PX, CHARACTERS, GRID, PATCH_PX, patches_of, slot_labels
 
 FRAME_PX, PIECES = (2160, 3840), 4
@@ -92,12 +94,19 @@ def main() -> None:
     folder = options.folder / f"dense_{options.split}"
     folder.mkdir(parents=True, exist_ok=True)
     missing = [n for n in range(options.frames) if not (folder / f"{n:05}.labels.npy").exists()]
-    with ProcessPoolExecutor(options.workers) as workers:
-        jobs = [workers.submit(make_frame, folder, options.split, options.seed, n) for n in missing]
-        for done, job in enumerate(jobs, 1):
-            share = job.result()
-            print(f"{done}/{len(missing)} frames, {100 * share:.0f} % of the slots show a character", flush=True)
+    with ProcessPoolExecutor(options.workers, initializer=machine.ended_by_parent) as workers:
+        try:
+            jobs = [workers.submit(make_frame, folder, options.split, options.seed, n) for n in missing]
+            for done, job in enumerate(jobs, 1):
+                share = job.result()
+                print(f"{done}/{len(missing)} frames, {100 * share:.0f} % of the slots show a character", flush=True)
+        except BaseException:       # else all others were waited for
+            workers.shutdown(wait=False, cancel_futures=True)
+            machine.end(multiprocessing.active_children())
+            for path in folder.glob("*.new"):
+                path.unlink()
+            raise
 
 
 if __name__ == "__main__":
-    main()
+    machine.command(main)

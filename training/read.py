@@ -76,4 +76,4 @@ def work(options: argparse.Namespace, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    machine.command(main)

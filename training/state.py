@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ps3_sdk.atomic import replaced
+
 from .optimiser import Optimiser
 
 HEADS = "training_heads.safetensors"
@@ -45,9 +47,8 @@ class Run:
         with self.mean.inside():        # under every name, as in model: parts share their weights
             mean = {name: value.clone() for name, value in self.model.state_dict().items()}
         state = {"model": self.model.state_dict(), "mean": mean, "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.spent()}
-        beside = self.folder / "state.new"
-        torch.save(state, beside)
-        beside.replace(self.folder / "state.pt")
+        with replaced(self.folder / "state.pt") as beside:
+            torch.save(state, beside)
 
     def log(self, **values) -> None:
         entry = {"step": self.step, "seconds": round(self.spent(), 1), **{k: round(v, 5) if isinstance(v, float) else v for k, v in values.items()}}
@@ -69,8 +70,8 @@ def save_heads(folder: str | Path, **heads: nn.Module) -> None:
     every = load_file(path) if path.exists() else {}
     for name, head in heads.items():
         every.update({f"{name}.{key}": value.detach().cpu().contiguous() for key, value in head.state_dict().items()})
-    save_file(every, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
+    with replaced(path) as beside:
+        save_file(every, beside)
 
 
 def load_heads(folder: str | Path, **heads: nn.Module) -> set[str]:

@@ -168,4 +168,4 @@ def write(run: Run, telling: Telling, old, new, options: argparse.Namespace, hel
 
 
 if __name__ == "__main__":
-    main()
+    machine.command(main)
