@@ -43,6 +43,7 @@ def test_a_camera_loop_is_ended_from_the_keyboard_and_sums_up(tmp_path):
         out, err = loop.communicate(timeout=60)
     finally:
         loop.kill()
-    assert loop.returncode == 0 and not err and "confidence" in first and "prob" not in first
+    assert loop.returncode == 0 and not err, err
+    assert "confidence" in first and "prob" not in first
     frames, asked, skipped = map(int, re.search(r"(\d+) frames, (\d+) asked about, (\d+) skipped", out).groups())
     assert asked >= 1 and 0 <= frames - asked - skipped <= 2 and "age of a frame when it is answered" in out and "encode_low" in out
