@@ -36,10 +36,10 @@ def gpu(standin):
 
 
 @pytest.fixture
-def kernels(gpu, monkeypatch):
+def kernels(gpu, standin, monkeypatch):
     """A core with kernels."""
     import core_cuda
-    core_cuda.Driverless.gpu = gpu
+    core_cuda.gpu, core_cuda.Driverless.gpu = standin, gpu      # another test file's, else
     core_cuda.Cuda.made.clear()
     monkeypatch.setattr(_core, "Cuda", core_cuda.Cuda)
     monkeypatch.setattr(_core, "Frame", core_cuda.frame)
