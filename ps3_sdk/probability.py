@@ -62,7 +62,7 @@ def pooled(table: np.ndarray, grid: int, ids: np.ndarray) -> np.ndarray:
     """(len(ids), width) f32: places `ids` of a grid x grid map that a table of (n * n, width) is pooled to, as by pooling_weights(n, grid) both ways.
 
     Summed cell by cell of a place's window: a product of matrices would wake the BLAS's threads, which go on turning after it and take the cores from the networks: an ask of the
-    embedded model took a third longer on 2 cores, and up to twice as long beside other work.
+    embedded model took a third longer on 2 cores.
     """
     n = round(len(table) ** 0.5)
     windows = [(i * n // grid, -(-(i + 1) * n // grid) - i * n // grid) for i in np.divmod(ids, grid)]
