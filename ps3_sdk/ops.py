@@ -129,6 +129,8 @@ class DeviceOps:
         g, shape = self.geometry, (len(frames), count(picks), 3 * patch_px ** 2)
         with self._at_work() as cuda:
             found = self._new(shape)
+            for frame in filter(_is_the_users, frames):
+                self._check_context(frame)
             if self._stream and any(_is_the_users(frame) for frame in frames):
                 cuda.order_after(0)         # which what wrote the frame comes before
             for i, (frame, each) in enumerate(zip(frames, picks)):
@@ -148,6 +150,11 @@ class DeviceOps:
                     cuda.position_rows(self._table, g["position_grid"], px // g["patch_px"], ids, self._residuals[px], g["position"] == "crop", found[i][part])
             cuda.synchronize()
         return found
+
+    def _check_context(self, frame) -> None:
+        if not all(self._driver.has_memory(plane.__array_interface__["data"][0]) for plane in frame._planes):
+            raise InputError("[gather] the frame's memory is of another CUDA context than the GPU's primary one, where networks and kernels run. Allocate it there: with PyTorch and CuPy it "
+                             "is so by itself, with PyCUDA by pycuda.autoprimaryctx in place of pycuda.autoinit.")
 
     def to_host(self, tensor) -> np.ndarray:
         """A copy of a tensor that these ops made."""

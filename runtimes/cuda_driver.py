@@ -14,12 +14,14 @@ from ps3_sdk.errors import RuntimeFailedError, RuntimeMissingError
 OUT_OF_MEMORY, NO_DEVICE = 2, 100
 LOST = {46, 214, 219, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999}     # the context cannot be used afterwards
 NON_BLOCKING, THREAD_LOCAL = 1, 1           # of streams, of captures
+CONTEXT_OF_POINTER = 1
 DEFAULT_STREAMS = (0, 1, 2)                 # handles that stand for the legacy one and each thread's, of whatever context
 _POINTER, _SIZE, _INT, _UINT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_uint
 CALLS = {       # name in the library -> types of its arguments
     "cuInit": [_UINT], "cuDriverGetVersion": [ctypes.POINTER(_INT)], "cuDeviceGetCount": [ctypes.POINTER(_INT)], "cuDeviceGet": [ctypes.POINTER(_INT), _INT],
     "cuDeviceGetName": [ctypes.c_char_p, _INT, _INT], "cuDeviceGetAttribute": [ctypes.POINTER(_INT), _INT, _INT],
     "cuDevicePrimaryCtxRetain": [ctypes.POINTER(_POINTER), _INT], "cuDevicePrimaryCtxRelease_v2": [_INT], "cuCtxPushCurrent_v2": [_POINTER], "cuCtxPopCurrent_v2": [ctypes.POINTER(_POINTER)], "cuStreamGetCtx": [_POINTER, ctypes.POINTER(_POINTER)],
+    "cuPointerGetAttribute": [_POINTER, _INT, _POINTER],
     "cuMemGetInfo_v2": [ctypes.POINTER(_SIZE), ctypes.POINTER(_SIZE)], "cuMemAlloc_v2": [ctypes.POINTER(_POINTER), _SIZE], "cuMemFree_v2": [_POINTER],
     "cuMemcpyHtoDAsync_v2": [_POINTER, _POINTER, _SIZE, _POINTER], "cuMemcpyDtoHAsync_v2": [_POINTER, _POINTER, _SIZE, _POINTER],
     "cuMemcpyDtoDAsync_v2": [_POINTER, _POINTER, _SIZE, _POINTER], "cuStreamCreate": [ctypes.POINTER(_POINTER), _UINT], "cuStreamDestroy_v2": [_POINTER],
@@ -92,6 +94,12 @@ class Driver:
         context = _POINTER()
         self._call("cuStreamGetCtx", stream, ctypes.byref(context))
         return context.value == self._context.value
+
+    def has_memory(self, address: int) -> bool:
+        """Whether an address is not known to be another context's, whose memory this one's kernels must not read: it would be the end of both."""
+        context = _POINTER()
+        code = self._library.cuPointerGetAttribute(ctypes.byref(context), CONTEXT_OF_POINTER, address)
+        return code != 0 or context.value in (None, self._context.value)        # of memory from pools, and of the host's, it is not told
 
     def free_bytes(self) -> int:
         free, total = _SIZE(), _SIZE()

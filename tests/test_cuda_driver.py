@@ -26,6 +26,7 @@ R cuDevicePrimaryCtxRetain(P *c, int d) { *c = (P)0x1122334455667788; live++; re
 R cuDevicePrimaryCtxRelease_v2(int d) { live--; return d != 40; }
 R cuCtxPushCurrent_v2(P c) { if (c != (P)0x1122334455667788) return 201; current++; return 0; }
 R cuCtxPopCurrent_v2(P *c) { *c = (P)0x1122334455667788; current--; return 0; }
+R cuPointerGetAttribute(P v, int a, P p) { if (a != 1 || p == (P)0x66) return 1; *(P *)v = p == (P)0x77 ? (P)0x1234 : p == (P)0x88 ? 0 : (P)0x1122334455667788; return 0; }
 R cuStreamGetCtx(P q, P *c) { *c = q == (P)0x7766554433221100 ? (P)0x1122334455667788 : (P)0x55; return q == (P)0x66 ? 400 : 0; }
 R cuMemGetInfo_v2(S *f, S *t) { *f = 5ull << 32; *t = 6ull << 32; return 0; }
 R cuMemAlloc_v2(P *p, S n) { if (n > (1ull << 33)) return 2; *p = malloc(n); return 0; }
@@ -88,6 +89,7 @@ def test_every_call_has_its_arguments(library):
     assert driver.end_capture(stream) == 0, "nothing was captured"
     driver.free(first)
     driver.free(second)
+    assert driver.has_memory(first) and driver.has_memory(0x66) and driver.has_memory(0x88) and not driver.has_memory(0x77), "that one is of another context"
     assert driver.has_stream(stream) and driver.has_stream(0) and not driver.has_stream(0x1234), "that one is of another context"
     driver.destroy_stream(stream)
     driver.close()

@@ -9,7 +9,7 @@ onnx = pytest.importorskip("onnx", reason="needs ps3_sdk[export]")
 import ps3_sdk
 from ps3_sdk.errors import InputError, RuntimeFailedError, RuntimeMissingError
 from ps3_sdk.runtimes.engine import EngineNetwork
-from test_device_ops import TOKENS, gpu, kernels, plan       # noqa: F401, fixtures
+from test_device_ops import TOKENS, gpu, kernels, on_gpu, plan       # noqa: F401, fixtures
 
 
 @pytest.fixture
@@ -141,3 +141,13 @@ def test_threads_and_blocks_of_memory_are_no_more_than_asked_for(plan, gpu, kern
         assert rows[-1].address == rows.address + 2 * 5 * 4
         with pytest.raises(IndexError, match="row -4"):
             rows[-4]
+
+
+def test_a_frame_of_another_context_is_refused_before_a_kernel_reads_it(plan, gpu, kernels, photo):      # noqa: F811
+    with ps3_sdk.Session(plan, verify=False) as session:
+        frame = on_gpu(photo, kernels)
+        assert session.look(frame).kv
+        gpu.elsewhere.add(frame._planes[0].__array_interface__["data"][0])
+        with pytest.raises(InputError, match="another CUDA context.*pycuda.autoprimaryctx in place of pycuda.autoinit"):
+            session.look(frame)
+        assert session.look(photo).kv, "which is copied there"

@@ -19,6 +19,7 @@ class Gpu:
         self.memory, self.queues, self.capturing, self.graphs = {}, {}, {}, {}
         self.calls, self.fail, self.contexts = [], {}, 0
         self.captured_on, self.waited_for = [], []
+        self.elsewhere = set()      # addresses of other contexts
         self.thread = threading.local()         # .stack: contexts that are current in a thread, the last one on top
 
     @property
@@ -72,6 +73,9 @@ class Driver:
             yield
         finally:
             self.gpu.stack.pop()
+
+    def has_memory(self, address):
+        return address not in self.gpu.elsewhere
 
     def has_stream(self, stream):
         return stream in (0, 1, 2) or stream in self.gpu.queues
