@@ -124,3 +124,19 @@ def test_releases_that_lack_newer_calls_are_driven_by_older_ones(plans, gpu, pho
     with ps3_sdk.Session(plans["tensorrt"], verify=False) as session:
         for _ in range(3):
             np.testing.assert_array_equal(session.encode(photo, "a boat", tokens=TOKENS).tokens, wanted)
+
+
+def test_releases_that_lack_older_calls_are_driven_by_newer_ones(plans, gpu, photo, monkeypatch, tmp_path):
+    """TensorRT 11: every network is strongly typed, and working memory is told by profile alone."""
+    import enum
+    import tensorrt
+    from ps3_sdk.export.to_engine import Plan, build
+    monkeypatch.delattr(tensorrt.Engine, "device_memory_size")
+    monkeypatch.delattr(tensorrt.Context, "device_memory")
+    monkeypatch.setattr(tensorrt, "NetworkDefinitionCreationFlag", enum.IntEnum("NetworkDefinitionCreationFlag", {"PREFER_AOT_PYTHON_PLUGINS": 2}))
+    with ps3_sdk.Session(plans["tensorrt"], verify=False) as session:
+        assert session.encode(photo, "a boat", tokens=TOKENS).picked
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", ports[:1], ports[1:]), ir_version=9), tmp_path / "g.onnx")
+    assert bytes(build(tensorrt, tmp_path / "g.onnx", Plan("encode", {"x": ("tokens", 4)}, ({"tokens": (1, 2, 3)},)))).startswith(tensorrt.MAGIC)

@@ -116,7 +116,7 @@ class Builder:
         self.logger = logger
 
     def create_network(self, flags):
-        assert flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        assert flags == (1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED if hasattr(NetworkDefinitionCreationFlag, "STRONGLY_TYPED") else 0)
         return Network()
 
     create_builder_config = staticmethod(Config)
