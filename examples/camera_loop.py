@@ -7,6 +7,7 @@ gives the newest Y and UV planes. They are read in place, at any row pitch, more
 meanwhile must be held until the answer is there, or copied, as planes.copy() does in about 2 ms.
 """
 import argparse
+import signal
 import threading
 import time
 from pathlib import Path
@@ -53,22 +54,20 @@ options.add_argument("--seconds", type=float, default=3, help="how long, inf: un
 options.add_argument("--tokens", type=int, default=512)
 options = options.parse_args()
 
-timings, ages_ms = ps3_sdk.Timings(), []
+timings, ages_ms, stop = ps3_sdk.Timings(), [], threading.Event()
+signal.signal(signal.SIGINT, lambda *_: stop.set())         # as a camera loop ends: the frame at hand is the last
 camera = Camera()
 camera.start()
-try:
-    with ps3_sdk.Session() as session:
-        end = time.perf_counter() + options.seconds
-        while time.perf_counter() < end:
-            (luma, chroma), taken_at = camera.newest()
-            frame = ps3_sdk.Frame.of((luma, chroma), format="NV12", matrix="bt601", full_range=True)
-            answer = session.ask(frame, "what is the word on the purple bar chart?", tokens=options.tokens)
-            ages_ms.append((time.perf_counter() - taken_at) * 1e3)
-            timings += answer.timing
-            if timings.num_runs == 1:
-                print(answer.headline(), flush=True)
-except KeyboardInterrupt:           # as a camera loop ends
-    print()
+with ps3_sdk.Session() as session:
+    end = time.perf_counter() + options.seconds
+    while time.perf_counter() < end and not stop.is_set():
+        (luma, chroma), taken_at = camera.newest()
+        frame = ps3_sdk.Frame.of((luma, chroma), format="NV12", matrix="bt601", full_range=True)
+        answer = session.ask(frame, "what is the word on the purple bar chart?", tokens=options.tokens)
+        ages_ms.append((time.perf_counter() - taken_at) * 1e3)
+        timings += answer.timing
+        if timings.num_runs == 1:
+            print(answer.headline(), flush=True)
 if ages_ms:
     print(timings)
     print(f"{camera.num_frames} frames, {len(ages_ms)} asked about, {camera.num_dropped} skipped; age of a frame when it is answered: median {np.median(ages_ms):.0f} ms, worst {max(ages_ms):.0f} ms")
