@@ -1,6 +1,6 @@
 """What `ps3 build --runtime tensorrt-rtx` costs on this machine, without a GPU: seconds, memory, bytes of the plan, measured error.
 
-    python benchmarks/engines.py [--models default seeded so400m PLAN] [--sm 86 89 120] [--precision fp16] [--rounds 3] [--bundles FOLDER] [--frames PHOTO ...]
+    python benchmarks/engines.py [--models default seeded so400m PLAN] [--sm 86 89 120] [--precision fp16] [--rounds 3] [--bundles FOLDER] [--frames PHOTO ...] [--calibrate FOLDER] [--max-tokens N] [--max-batch B]
 
 seeded is a random encoder of width 48; so400m has random weights in the shapes of PS3-4K, exported to float32 ONNX first (2.3 GB in the temporary folder,
 or kept in --bundles and used again), which is not counted. With --frames the error is measured on these, one a build. Each build is a process of its own with the builder below it; memory is the
@@ -24,6 +24,9 @@ def build(source: str, plan: Path, options: argparse.Namespace, frame: str | Non
     """One build: {"s", "check_s", "largest_gb", "together_gb", "plan_mb", "errors"}."""
     command = [*module("ps3_sdk", "build", source), "-o", str(plan), "--runtime", "tensorrt-rtx", "--sm", *map(str, options.sm), "--precision", options.precision]
     command += ["--check-frame", frame] if frame else []
+    for name in ("calibrate", "max_tokens", "max_batch"):
+        if (value := getattr(options, name)) is not None:
+            command += [f"--{name.replace('_', '-')}", str(value)]
     start, checked = time.perf_counter(), None
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     watch = Watch(process.pid)
@@ -53,6 +56,9 @@ def main() -> None:
     parser.add_argument("--precision", default="fp16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--frames", nargs="+", default=[None], metavar="PHOTO")
+    parser.add_argument("--calibrate", help="folder of frames, for int8 and fp8")
+    parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--max-batch", type=int)
     parser.add_argument("--bundles", type=Path, help="folder that keeps the exported bundle")
     options = parser.parse_args()
     from ps3_sdk.measure import machine

@@ -1,7 +1,7 @@
 """The sizes that engines are asked for, held to the model that they are of; and what a build will take.
 
 Expected sizes and times come from benchmarks/engines.py and are estimates. Neither RAM nor time depends on --max-tokens or --max-batch: TensorRT-RTX 1.7 took the
-same for one frame of 2562 patches, one of 22 million and 6000 of 2562. What grows is memory of the GPU, which the builder refuses beyond its workspace.
+same for 80,000 patches and for 500 frames. What grows is memory of the GPU, which the builder refuses beyond its workspace.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUANTISED = (*CALIBRATED, "int4")
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.1, "int8": 1.1, "int4": 0.7}      # of encode; the rest of a quantised model is fp16
 BYTES_PER_PRODUCT = 140_000                     # code of an engine, which other operators share
 SECONDS_PER_GB, SECONDS_EACH = 70.0, 1.2        # of weights, two thirds of it for measuring the error; of network
-TIMES_QUANTISED = 2.0                           # as long: weights are rounded, and measured again while layers go back to fp16
+TIMES_QUANTISED = 2.0                           # as long, at most: weights are rounded, and measured again while layers go back to fp16
 SECONDS_PER_FRAME = 150.0                       # of calibration; of a billion weights of encode, on two cores
 RAM_BASE_GB, RAM_PER_GB = 0.55, 3.55            # while building: base + this times the largest network
 WORKSPACE_BYTES = 64 << 30                      # that TensorRT-RTX 1.7 takes where nothing else is said

@@ -29,7 +29,7 @@ RUNTIMES = {"onnxruntime": "ps3_sdk.runtimes.ort", "tensorrt": "ps3_sdk.runtimes
             "tensorrt-rtx": "ps3_sdk.runtimes.trt_rtx"}
 MOST_THREADS = 1024     # of each network: far beyond what helps, and short of what a system gives
 DEVICES, ON_GPU = ("cpu", "cuda"), "ps3_sdk.runtimes.ort_cuda"
-_INHERITED: list = []
+_INHERITED: list = []      # networks of sessions that a forked process got from its parent: their threads are not there, and the end of a network would wait for them
 PASSING = ("score_features", "encode_prompt")           # run once per frame or text: large ones are in memory only while they run
 LICENCE_NOTE = "licence of the weights: "
 LARGE_BYTES = 64 << 20      # of tables, from where their pages are worth giving back
@@ -62,7 +62,7 @@ class Session(Stages):
         if device not in (None, *DEVICES):
             raise InputError(f"[session] device is {device!r}; {' or '.join(map(repr, DEVICES))} is needed.")
         self.threads, self._device, self._stream, self._kernel_cache = threads, device, stream, kernel_cache
-        self._networks, self._tables, self.ops = {}, {}, None
+        self._networks, self._tables, self.ops, self._pid = {}, {}, None, os.getpid()
         self.bundle = Bundle.open(bundle if bundle is not None else DEFAULT_BUNDLE, verify=verify)
         try:
             manifest = self.bundle.manifest
@@ -92,7 +92,7 @@ class Session(Stages):
         self._lock = threading.Lock()
         self._closed = False
         # memory of a GPU is given back, and kernels are kept, also when nobody closes the session
-        self._forgotten = weakref.finalize(self, _end, os.getpid(), [*self._networks.values(), self.ops])
+        self._forgotten = weakref.finalize(self, _end, self._pid, [*self._networks.values(), self.ops])
         for note in self.notes:
             if note.startswith(LICENCE_NOTE):
                 warnings.warn(f"{Path(self.bundle.path).name}: {note}", stacklevel=2)     # Python shows an equal warning from one place once
@@ -201,11 +201,11 @@ class Session(Stages):
         """Free networks and unmap the bundle. A second call does nothing."""
         if not self._closed:
             self._closed = True
-            *_, (pid, parts), _ = self._forgotten.detach()
-            if pid == os.getpid():
+            self._forgotten.detach()
+            if self._pid == os.getpid():
                 self._let_go()
             else:
-                _end(pid, parts)
+                _INHERITED.append(self._networks)
 
     def __enter__(self) -> "Session":
         return self
@@ -260,7 +260,7 @@ class Session(Stages):
 
 
 def _end(pid: int, parts: list) -> None:
-    """Close the parts of a session of process `pid`. A process that was forked from it has none of their threads, for which the end of a network would wait: there they are kept."""
+    """Close the parts of a session of process `pid`."""
     if pid == os.getpid():
         _close_each(parts)
     else:

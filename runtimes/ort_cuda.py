@@ -44,6 +44,8 @@ def load(bundle, name: str, threads: int = 0, keep: bool = True, stream: int | N
     with current(driver):
         session = ort.open_session(bundle, name, threads, [(PROVIDER, options if PROVIDER != "CPUExecutionProvider" else {})])
     if session.get_providers()[0] != PROVIDER:      # it falls back to the CPU without a word to its caller
+        if driver is not None:
+            driver.close()
         raise RuntimeMissingError(f"[ort_cuda] onnxruntime {onnxruntime.__version__} cannot start {PROVIDER} here; a GPU, its driver and the CUDA and cuDNN libraries of that "
                                   "version are needed. Check nvidia-smi, pip install 'onnxruntime-gpu[cuda,cudnn]', or leave device out to run on the CPU.")
     return OrtCudaNetwork(session, name, onnxruntime.RunOptions(), [port["name"] for port in entry["inputs"]], stays, driver)

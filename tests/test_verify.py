@@ -1,6 +1,7 @@
 """ps3 verify: a bundle held to the reference values inside, on the machine at hand."""
 import gc
 import json
+import re
 import weakref
 
 import numpy as np
@@ -73,9 +74,11 @@ def reference(plan, monkeypatch):
     return kept
 
 
-def refused(plan, says):
-    with pytest.raises(BundleError, match=rf"\[verify\] the reference values of .*half.plan do not fit its model: .*{says}.* Build the bundle again."):
+def refusal(plan):
+    """What verify() says of reference values that are none of its model's."""
+    with pytest.raises(BundleError, match=r"\[verify\] the reference values of .*half.plan do not fit its model: .* Build the bundle again.") as caught:
         verify(plan)
+    return str(caught.value)
 
 
 def test_reference_values_that_leave_something_out_are_a_bad_bundle(plan, reference):
@@ -84,11 +87,11 @@ def test_reference_values_that_leave_something_out_are_a_bad_bundle(plan, refere
     for stage in ("frame", "picked_756", "picked_1512_2", "score.prob.at", "encode_low.tokens.largest", "score", "encode_prompt", "decode.pooled", "encode_high", "gather", "encode_low.key_0"):
         for name in [name for name in whole if name.startswith(stage)]:
             del reference[name]
-        refused(plan, "is missing")
+        assert "is missing" in refusal(plan)
         reference |= whole
     for name in [name for name in whole if name != "frame" and not name.startswith("picked_")]:
         del reference[name]
-    refused(plan, "is missing")
+    assert "is missing" in refusal(plan)
 
 
 @pytest.mark.parametrize("name, value, says", [
@@ -111,14 +114,14 @@ def test_reference_values_that_leave_something_out_are_a_bad_bundle(plan, refere
     ("shadow", lambda _: np.zeros((), np.float32), "shadow is unknown")])
 def test_reference_values_that_do_not_fit_are_a_bad_bundle(plan, reference, name, value, says):
     reference[name] = value(reference.get(name))
-    refused(plan, says)
+    assert re.search(says, refusal(plan))
 
 
 def test_too_small_a_sample_is_a_bad_bundle(plan, reference):
     """Every value of a stage but the first few could be wrong."""
     for part in ("", ".at"):
         reference[f"encode_low.tokens{part}"] = reference[f"encode_low.tokens{part}"][:9]
-    refused(plan, "holds 9 values of .* 2048 at least")
+    assert re.search("holds 9 values of .* 2048 at least", refusal(plan))
 
 
 def test_a_sample_of_another_size_is_infinitely_off_and_json_says_null(plan, reference, capsys, tmp_path):
